@@ -1,0 +1,147 @@
+//! Users and groups through NSS.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+use crate::{Account, Error, Secret, check_name};
+
+/// Looks an account up by name; `None` when there is none.
+///
+/// # Errors
+/// [`Error::BadName`], [`Error::System`].
+pub fn account(name: &str) -> Result<Option<Account>, Error> {
+    check_name(name)?;
+    found("getpwnam_r", User::from_name(name)).map(|user| user.map(from_nss))
+}
+
+/// Looks an account up by uid.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn account_by_uid(uid: u32) -> Result<Option<Account>, Error> {
+    found("getpwuid_r", User::from_uid(Uid::from_raw(uid))).map(|user| user.map(from_nss))
+}
+
+/// The uid of a user.
+///
+/// # Errors
+/// As [`account`].
+pub fn uid_of(name: &str) -> Result<Option<u32>, Error> {
+    Ok(account(name)?.map(|account| account.uid))
+}
+
+/// The gid of a group.
+///
+/// # Errors
+/// [`Error::BadName`], [`Error::System`].
+pub fn gid_of(name: &str) -> Result<Option<u32>, Error> {
+    check_name(name)?;
+    found("getgrnam_r", Group::from_name(name)).map(|group| group.map(|group| group.gid.as_raw()))
+}
+
+/// All groups of a user, the primary one included.
+///
+/// # Errors
+/// [`Error::BadName`], [`Error::System`].
+pub fn groups_of(name: &str, primary: u32) -> Result<Vec<u32>, Error> {
+    check_name(name)?;
+    let name = CString::new(name).map_err(|_| Error::BadName)?;
+    let groups =
+        getgrouplist(&name, Gid::from_raw(primary)).map_err(|errno| system("getgrouplist", errno))?;
+    Ok(groups.into_iter().map(Gid::as_raw).collect())
+}
+
+/// All accounts the system lists. Directory services may list none of theirs.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn accounts() -> Result<Vec<Account>, Error> {
+    // The position in the database is one for the whole process.
+    static WALK: Mutex<()> = Mutex::new(());
+    let _walk = WALK.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut names = Vec::new();
+    // SAFETY: no arguments; the lock keeps other walks of ours away.
+    unsafe { libc::setpwent() };
+    let result = loop {
+        Errno::clear();
+        // SAFETY: the lock keeps other walks of ours away, and the static entry it returns is read before the next
+        // call; worker processes run one look-up at a time.
+        let entry = unsafe { libc::getpwent() };
+        if entry.is_null() {
+            break match Errno::last() {
+                Errno::UnknownErrno | Errno::ENOENT => Ok(()),
+                errno => Err(system("getpwent", errno)),
+            };
+        }
+        // SAFETY: not null, so it points to a filled entry that stays as it is until the next call.
+        let name = unsafe { (*entry).pw_name };
+        if !name.is_null() {
+            // SAFETY: a NUL-terminated string of that entry.
+            let name = unsafe { CStr::from_ptr(name) };
+            names.extend(name.to_str().map(str::to_owned));
+        }
+    };
+    // SAFETY: no arguments; the lock keeps other walks of ours away.
+    unsafe { libc::endpwent() };
+    result?;
+    // Read through the reentrant calls, which copy safely.
+    names
+        .iter()
+        .filter(|name| check_name(name).is_ok())
+        .filter_map(|name| account(name).transpose())
+        .collect()
+}
+
+fn from_nss(user: User) -> Account {
+    Account {
+        name: user.name,
+        hash: Secret::new(user.passwd.into_bytes()),
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        home: user.dir,
+        shell: user.shell,
+    }
+}
+
+/// Several errors mean no more than "no such name" (getpwnam(3)).
+fn found<T>(call: &'static str, result: nix::Result<Option<T>>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(entry) => Ok(entry),
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(errno) => Err(system(call, errno)),
+    }
+}
+
+fn system(call: &'static str, errno: Errno) -> Error {
+    Error::System { call, source: io::Error::from(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_by_name_and_number() {
+        let root = account("root").unwrap().unwrap();
+        assert_eq!((root.uid, root.gid), (0, 0));
+        assert_eq!(account_by_uid(0).unwrap().unwrap().name, root.name);
+        assert!(groups_of("root", 0).unwrap().contains(&0));
+        assert_eq!(gid_of("root").unwrap(), Some(0));
+        assert!(accounts().unwrap().iter().any(|account| account.name == "root"));
+    }
+
+    #[test]
+    fn strangers_and_odd_names() {
+        assert!(account("no-such-user-here").unwrap().is_none());
+        assert!(gid_of("no-such-group-here").unwrap().is_none());
+        for name in ["", "a\0", "a:b", "../root"] {
+            assert!(!matches!(account(name), Ok(Some(_))), "{name:?}");
+        }
+    }
+}
