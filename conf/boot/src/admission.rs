@@ -1,0 +1,168 @@
+//! Admission of connections: how many at all, how many from one address.
+//!
+//! Every front asks here before it spends memory on a connection. IPv6 peers are counted by /64, because one customer
+//! normally owns that many addresses; loopback is counted like everybody else.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::control::Gauges;
+
+/// Counts connections of one daemon. Cheap to clone; clones share the counters.
+#[derive(Clone, Debug)]
+pub struct Admission(Arc<Mutex<Counters>>, Option<Arc<Gauges>>);
+
+#[derive(Debug)]
+struct Counters {
+    total_limit: u32,
+    address_limit: u32,
+    total: u32,
+    by_address: HashMap<IpAddr, u32>,
+}
+
+/// Why a connection is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The daemon has as many connections as it may have.
+    #[error("too many connections")]
+    Total,
+    /// This address (or its /64) has as many connections as one may have.
+    #[error("too many connections from this address")]
+    Address,
+}
+
+/// One admitted connection; dropping it frees the place.
+#[derive(Debug)]
+#[must_use = "the place is freed when the permit is dropped"]
+pub struct Permit {
+    counters: Arc<Mutex<Counters>>,
+    key: Option<IpAddr>,
+    _gauge: Option<crate::control::GaugeGuard>,
+}
+
+impl Admission {
+    /// Limits on all connections and on those of one address. 0 means no limit.
+    pub fn new(total: u32, per_address: u32) -> Self {
+        let counters =
+            Counters { total_limit: total, address_limit: per_address, total: 0, by_address: HashMap::new() };
+        Self(Arc::new(Mutex::new(counters)), None)
+    }
+
+    /// Every permit is also counted in these gauges (for `postern status`).
+    #[must_use]
+    pub fn with_gauges(mut self, gauges: Arc<Gauges>) -> Self {
+        self.1 = Some(gauges);
+        self
+    }
+
+    /// Asks for a place. Unix-socket peers have no address and count for the total only.
+    ///
+    /// # Errors
+    /// Which limit is reached.
+    pub fn admit(&self, ip: Option<IpAddr>) -> Result<Permit, Refused> {
+        let key = ip.map(accounting_key);
+        let mut counters = lock(&self.0);
+        if counters.total_limit != 0 && counters.total >= counters.total_limit {
+            return Err(Refused::Total);
+        }
+        if let Some(key) = key {
+            let limit = counters.address_limit;
+            let here = counters.by_address.entry(key).or_insert(0);
+            if limit != 0 && *here >= limit {
+                return Err(Refused::Address);
+            }
+            *here += 1;
+        }
+        counters.total += 1;
+        drop(counters);
+        let gauge = self.1.as_ref().map(Gauges::enter);
+        Ok(Permit { counters: Arc::clone(&self.0), key, _gauge: gauge })
+    }
+
+    /// New limits after a reload. Connections already admitted stay.
+    pub fn set_limits(&self, total: u32, per_address: u32) {
+        let mut counters = lock(&self.0);
+        counters.total_limit = total;
+        counters.address_limit = per_address;
+    }
+
+    /// Connections admitted now.
+    pub fn connections(&self) -> u32 {
+        lock(&self.0).total
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut counters = lock(&self.counters);
+        counters.total = counters.total.saturating_sub(1);
+        let Some(key) = self.key else { return };
+        let left = match counters.by_address.get_mut(&key) {
+            Some(count) => {
+                *count = count.saturating_sub(1);
+                *count
+            }
+            None => return,
+        };
+        if left == 0 {
+            counters.by_address.remove(&key);
+        }
+    }
+}
+
+/// The address connections are counted under: IPv4 as it is (also when mapped into IPv6), IPv6 by its /64.
+fn accounting_key(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+fn lock(counters: &Mutex<Counters>) -> MutexGuard<'_, Counters> {
+    // Counters are plain numbers: valid whatever the thread that panicked was doing.
+    counters.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn limits_hold_and_permits_give_back() {
+        let admission = Admission::new(3, 2);
+        let first = admission.admit(ip("192.0.2.1")).unwrap();
+        let _mapped = admission.admit(ip("::ffff:192.0.2.1")).unwrap();
+        assert_eq!(admission.admit(ip("192.0.2.1")).unwrap_err(), Refused::Address);
+        let _third = admission.admit(None).unwrap();
+        assert_eq!(admission.admit(ip("192.0.2.9")).unwrap_err(), Refused::Total);
+        drop(first);
+        assert_eq!(admission.connections(), 2);
+        let _again = admission.admit(ip("192.0.2.1")).unwrap();
+    }
+
+    #[test]
+    fn ipv6_counts_by_64_and_loopback_counts() {
+        let admission = Admission::new(0, 1);
+        let _a = admission.admit(ip("2001:db8:1:2::1")).unwrap();
+        assert_eq!(admission.admit(ip("2001:db8:1:2:ffff::9")).unwrap_err(), Refused::Address);
+        let _b = admission.admit(ip("2001:db8:1:3::1")).unwrap();
+        let _l = admission.admit(ip("127.0.0.1")).unwrap();
+        assert_eq!(admission.admit(ip("127.0.0.1")).unwrap_err(), Refused::Address);
+    }
+
+    #[test]
+    fn new_limits_spare_who_is_in_and_nothing_leaks() {
+        let admission = Admission::new(0, 0);
+        let permits: Vec<_> = (0..5).map(|_| admission.admit(ip("192.0.2.1")).unwrap()).collect();
+        admission.set_limits(2, 2);
+        assert!(admission.admit(ip("192.0.2.2")).is_err());
+        drop(permits);
+        assert!(admission.admit(ip("192.0.2.1")).is_ok());
+        assert_eq!(lock(&admission.0).by_address.len(), 0);
+    }
+}

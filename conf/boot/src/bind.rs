@@ -1,0 +1,419 @@
+//! Binding listening sockets.
+//!
+//! Unix sockets: bound under a temporary name in the same folder, made listening, given owner and mode, and renamed
+//! over the path, so the path never disappears and never has the wrong rights. What is left of a dead program is
+//! replaced; where a live one listens, we do not.
+//! Trust:  the folder may belong to somebody else (Postfix' chroot): owner and mode are changed through a descriptor of
+//!         what was checked to be our socket, never by following a name.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{Gid, Uid, fchownat};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::error::BindError;
+use crate::plan::{Bind, SocketSpec};
+
+/// Connections the kernel queues per socket while the daemon is busy or being started again.
+const BACKLOG: i32 = 1024;
+/// `sun_path` holds 108 bytes with the final NUL; the temporary name is two bytes longer than the path.
+const MAX_PATH: usize = 105;
+
+/// A listening socket of the supervisor. Clones share it; the path goes away with the last one.
+#[derive(Clone, Debug)]
+pub(crate) struct Bound {
+    pub(crate) bind: Bind,
+    fd: Rc<OwnedFd>,
+    /// None for TCP and for sockets that belong to the service manager.
+    file: Option<Rc<SocketFile>>,
+}
+
+/// The name of a bound unix socket in the file system.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Bound {
+    /// Binds and listens.
+    pub(crate) fn new(bind: &Bind) -> Result<Self, BindError> {
+        match bind {
+            Bind::Tcp(address) => {
+                let fd = Rc::new(bind_tcp(*address)?);
+                Ok(Self { bind: bind.clone(), fd, file: None })
+            }
+            Bind::Unix { path, mode, owner, group } => {
+                let (fd, file) = bind_unix(path, *mode, *owner, *group)?;
+                Ok(Self { bind: bind.clone(), fd: Rc::new(fd), file: Some(Rc::new(file)) })
+            }
+        }
+    }
+
+    /// Uses a socket of the service manager.
+    pub(crate) fn activated(bind: &Bind, fd: OwnedFd) -> Self {
+        Self { bind: bind.clone(), fd: Rc::new(fd), file: None }
+    }
+
+    /// A descriptor to hand over.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    /// Whether this socket already is at the wanted place, whatever its rights.
+    pub(crate) fn is_at(&self, wanted: &Bind) -> bool {
+        match (&self.bind, wanted) {
+            (Bind::Tcp(have), Bind::Tcp(want)) => have == want,
+            (Bind::Unix { path: have, .. }, Bind::Unix { path: want, .. }) => have == want,
+            _ => false,
+        }
+    }
+
+    /// The same socket with the wanted owner and mode.
+    pub(crate) fn with_rights(&self, wanted: &Bind) -> Result<Self, BindError> {
+        if let (Bind::Unix { path, mode, owner, group }, Some(file)) = (wanted, &self.file)
+            && self.bind != *wanted
+        {
+            let found = set_rights(path, *mode, *owner, *group)?;
+            if (found.device, found.inode) != (file.device, file.inode) {
+                let source = io::Error::other("another program has replaced it");
+                return Err(io_error(path, "changing its rights", source));
+            }
+        }
+        Ok(Self { bind: wanted.clone(), fd: Rc::clone(&self.fd), file: self.file.clone() })
+    }
+
+    /// The listening unix socket, for the supervisor's own use.
+    pub(crate) fn unix_listener(&self) -> io::Result<std::os::unix::net::UnixListener> {
+        Ok(self.share()?.into())
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|seen| (seen.dev(), seen.ino()) == (self.device, self.inode));
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, path = %self.path.display(), "socket could not be removed");
+        }
+    }
+}
+
+/// Whether this machine has the address (for skipping `::1` on machines without IPv6).
+pub fn ip_available(ip: IpAddr) -> bool {
+    std::net::TcpListener::bind((ip, 0)).is_ok()
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<OwnedFd, BindError> {
+    let listening = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let what = address.to_string();
+    listening().map(OwnedFd::from).map_err(|source| match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => BindError::TcpInUse { holder: holder_of(address.port()), address: what },
+        Some(libc::EACCES) => BindError::Privileged { address: what },
+        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => BindError::NoSuchAddress { address: what },
+        _ => BindError::Io { what, doing: "listening", source },
+    })
+}
+
+fn bind_unix(
+    path: &Path,
+    mode: u32,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> Result<(OwnedFd, SocketFile), BindError> {
+    let temporary = temporary_name(path)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    make_folders(folder).map_err(|source| io_error(folder, "making the folder", source))?;
+    refuse_if_in_use(path)?;
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error(&temporary, "removing what an earlier start left", error));
+        }
+        _ => {}
+    }
+    let listening = || -> io::Result<OwnedFd> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(&temporary)?)?;
+        socket.set_nonblocking(true)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    let fd = listening().map_err(|source| io_error(path, "listening", source))?;
+    let placed = set_rights(&temporary, mode, owner, group).and_then(|file| {
+        std::fs::rename(&temporary, path).map_err(|source| io_error(path, "putting it in place", source))?;
+        Ok(SocketFile { path: path.to_owned(), device: file.device, inode: file.inode })
+    });
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    Ok((fd, placed?))
+}
+
+/// `.NAME~` beside the path: always the same, so that what a crash leaves is cleaned up by the next start.
+fn temporary_name(path: &Path) -> Result<PathBuf, BindError> {
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(BindError::PathTooLong { path: path.to_owned() });
+    }
+    let Some(name) = path.file_name().filter(|_| path.is_absolute()) else {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "not an absolute path of a file");
+        return Err(io_error(path, "listening", source));
+    };
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push("~");
+    Ok(path.with_file_name(temporary))
+}
+
+/// Makes missing folders, each with mode 0755 whatever the umask.
+fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        make_folders(parent)?;
+    }
+    match DirBuilder::new().mode(0o755).create(folder) {
+        Ok(()) => std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn refuse_if_in_use(path: &Path) -> Result<(), BindError> {
+    let seen = match std::fs::symlink_metadata(path) {
+        Ok(seen) => seen,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_error(path, "looking at it", error)),
+    };
+    if !seen.file_type().is_socket() {
+        return Err(BindError::NotASocket { path: path.to_owned() });
+    }
+    // Nobody behind it: connection refused. Full queue: somebody is there, only slow; not waited for.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(UnixStream::from(OwnedFd::from(socket)))
+    });
+    match probe {
+        Ok(_) => Err(BindError::UnixInUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(BindError::UnixInUse { path: path.to_owned() })
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+/// Owner, group and mode of the socket at this path, which must be one that this process made.
+fn set_rights(
+    path: &Path,
+    mode: u32,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> Result<SocketFile, BindError> {
+    let failed = |doing| move |error: nix::errno::Errno| io_error(path, doing, error.into());
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = nix::fcntl::open(path, flags, Mode::empty()).map_err(failed("opening the new socket"))?;
+    let seen = fstat(&file).map_err(failed("looking at the new socket"))?;
+    if seen.st_mode & libc::S_IFMT != libc::S_IFSOCK || seen.st_nlink != 1 {
+        let source = io::Error::other("another program has replaced it");
+        return Err(io_error(path, "looking at the new socket", source));
+    }
+    if owner.is_some() || group.is_some() {
+        let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+        fchownat(file.as_fd(), "", owner, group, AtFlags::AT_EMPTY_PATH)
+            .map_err(failed("giving it its owner"))?;
+    }
+    // chmod of an O_PATH descriptor works through its name in /proc only.
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::set_permissions(name, std::fs::Permissions::from_mode(mode & 0o777))
+        .map_err(|source| io_error(path, "giving it its mode", source))?;
+    Ok(SocketFile { path: PathBuf::new(), device: seen.st_dev, inode: seen.st_ino })
+}
+
+fn io_error(path: &Path, doing: &'static str, source: io::Error) -> BindError {
+    BindError::Io { what: path.display().to_string(), doing, source }
+}
+
+/// Who listens on the port, as far as /proc tells: root sees all processes, others their own.
+fn holder_of(port: u16) -> Option<String> {
+    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|table| table.lines().filter_map(|line| listening_inode(line, port)).collect::<Vec<_>>())
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    if inodes.is_empty() {
+        return None;
+    }
+    let is_process = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+    let all = std::fs::read_dir("/proc").ok()?.flatten();
+    for process in all.filter(|entry| is_process(&entry.file_name())) {
+        let Ok(fds) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let holds = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        if holds.into_iter().any(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str())) {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (process {})", name.trim(), process.file_name().display()));
+        }
+    }
+    Some("another program".to_owned())
+}
+
+/// proc(5), /proc/net/tcp: field 1 is the local address, 3 the state (0A: listening), 9 the inode.
+fn listening_inode(line: &str, port: u16) -> Option<String> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (_, hex) = fields.get(1)?.rsplit_once(':')?;
+    let matches = u16::from_str_radix(hex, 16).ok()? == port && *fields.get(3)? == "0A";
+    matches.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+}
+
+/// The listening sockets a plan wants: kept where they are, else from the service manager, else newly bound.
+pub(crate) fn obtain(
+    wanted: &[&SocketSpec],
+    have: &[Bound],
+    activated: &mut crate::activation::Activated,
+) -> Result<Vec<Bound>, Vec<BindError>> {
+    let mut all: Vec<Bound> = Vec::with_capacity(wanted.len());
+    let mut errors = Vec::new();
+    for spec in wanted {
+        if all.iter().any(|one| one.is_at(&spec.bind)) {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "two listeners want it; remove one");
+            errors.push(BindError::Io { what: spec.bind.to_string(), doing: "listening", source });
+            continue;
+        }
+        let socket = if let Some(kept) = have.iter().find(|one| one.is_at(&spec.bind)) {
+            // Rights are changed when the plan is taken on, not while it may still be refused.
+            Ok(kept.clone())
+        } else if let Some(fd) = activated.claim(spec) {
+            Ok(Bound::activated(&spec.bind, fd))
+        } else {
+            Bound::new(&spec.bind)
+        };
+        match socket {
+            Ok(socket) => all.push(socket),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(all) } else { Err(errors) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+
+    fn unix(path: &Path, mode: u32) -> Bind {
+        Bind::Unix { path: path.to_owned(), mode, owner: None, group: None }
+    }
+
+    fn mode_of(path: &Path) -> u32 {
+        std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn folder_mode_and_removal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/auth-client");
+        let bound = Bound::new(&unix(&path, 0o666)).unwrap();
+        assert_eq!((mode_of(&path), mode_of(path.parent().unwrap())), (0o666, 0o755));
+        UnixStream::connect(&path).unwrap();
+        let again = bound.with_rights(&unix(&path, 0o600)).unwrap();
+        assert_eq!(mode_of(&path), 0o600);
+        drop(bound);
+        assert!(path.exists());
+        drop(again);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn stale_sockets_are_replaced_live_ones_and_files_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        std::fs::write(folder.path().join(".s~"), "left over").unwrap();
+        let bound = Bound::new(&unix(&path, 0o600)).unwrap();
+        assert!(matches!(Bound::new(&unix(&path, 0o600)), Err(BindError::UnixInUse { .. })));
+        UnixStream::connect(&path).unwrap();
+        drop(bound);
+        std::fs::write(&path, "text").unwrap();
+        let error = Bound::new(&unix(&path, 0o600)).unwrap_err();
+        assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_taken_over_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let bound = Bound::new(&unix(&path, 0o600)).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        assert!(bound.with_rights(&unix(&path, 0o666)).is_err());
+        drop(bound);
+        assert!(path.exists());
+        drop(other);
+    }
+
+    #[test]
+    fn long_and_relative_paths_are_refused() {
+        let long = format!("/tmp/{}", "x".repeat(120));
+        assert!(matches!(Bound::new(&unix(Path::new(&long), 0o600)), Err(BindError::PathTooLong { .. })));
+        assert!(Bound::new(&unix(Path::new("here"), 0o600)).is_err());
+    }
+
+    #[test]
+    fn used_port_names_its_holder() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = Bound::new(&Bind::Tcp(address)).unwrap_err();
+        let text = error.to_string();
+        let own = format!("process {}", std::process::id());
+        assert!(
+            text.starts_with(&format!("{address} is already in use by")) && text.contains(&own),
+            "{text}"
+        );
+        assert!(text.contains("--port-base"));
+        assert_eq!(crate::Error::Bind(vec![error]).exit_code(), crate::exit::UNAVAILABLE);
+    }
+
+    #[test]
+    fn absent_address_is_told() {
+        let bind = Bind::Tcp("192.0.2.77:1".parse().unwrap());
+        assert!(matches!(Bound::new(&bind), Err(BindError::NoSuchAddress { .. })));
+        assert!(!ip_available("192.0.2.77".parse().unwrap()));
+    }
+
+    #[test]
+    fn all_errors_come_at_once_and_nothing_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let spec = |bind| SocketSpec { name: "x".into(), bind };
+        let good = spec(unix(&folder.path().join("s"), 0o600));
+        let used = spec(Bind::Tcp(taken.local_addr().unwrap()));
+        let absent = spec(Bind::Tcp("192.0.2.77:1".parse().unwrap()));
+        let wanted = [&good, &used, &absent, &good];
+        let errors = obtain(&wanted, &[], &mut Default::default()).unwrap_err();
+        assert_eq!(errors.len(), 3);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

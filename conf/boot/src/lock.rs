@@ -1,0 +1,121 @@
+//! The pid file, which is also the lock of the state folder.
+//!
+//! The lock is flock(2) on the file, so a dead holder holds nothing, whatever the file says.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::Error;
+
+/// The lock of a state folder, held until dropped. The file holds the pid and a newline.
+#[derive(Debug)]
+pub struct StateLock {
+    file: Flock<File>,
+    path: PathBuf,
+}
+
+impl StateLock {
+    /// Takes the lock and writes the own pid.
+    ///
+    /// # Errors
+    /// [`Error::Held`] when another process has it, [`Error::PidFile`] when the file cannot be written.
+    pub fn acquire(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::PidFile { path: path.to_owned(), source };
+        loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+            let file = options.open(path).map_err(failed)?;
+            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    return Err(Error::Held { pid_file: path.to_owned(), pid: read_pid(&mut file) });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
+            };
+            // The former holder removes the file when it ends: then this one is no longer the file others see.
+            if !is_at(&file, path).map_err(failed)? {
+                continue;
+            }
+            write_pid(&mut file).map_err(failed)?;
+            return Ok(Self { file, path: path.to_owned() });
+        }
+    }
+
+    /// The locked file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for StateLock {
+    fn drop(&mut self) {
+        // Removed while still locked, so nobody else's file is hit.
+        if is_at(&self.file, &self.path).unwrap_or(false) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(seen) => Ok((held.dev(), held.ino()) == (seen.dev(), seen.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_holder_learns_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("postern.pid");
+        let lock = StateLock::acquire(&path).unwrap();
+        let own = std::process::id();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{own}\n"));
+        let error = StateLock::acquire(&path).unwrap_err();
+        assert!(matches!(&error, Error::Held { pid: Some(pid), .. } if *pid == own));
+        assert_eq!(error.exit_code(), crate::exit::TEMPFAIL);
+        assert!(error.to_string().contains(&format!("process {own}")), "{error}");
+        drop(lock);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_dead_holders_file_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("postern.pid");
+        std::fs::write(&path, "999999 and more text than fits\n").unwrap();
+        let _lock = StateLock::acquire(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, path) = (folder.path().join("target"), folder.path().join("postern.pid"));
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(matches!(StateLock::acquire(&path), Err(Error::PidFile { .. })));
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    }
+}
