@@ -1,0 +1,29 @@
+//! Bytes that must not be shown and are wiped when dropped.
+
+use std::fmt;
+
+use zeroize::Zeroizing;
+
+/// A password or a SASL response. `Debug` never shows the content.
+#[derive(Clone, Default, Eq, PartialEq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes the bytes over.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The bytes, for the one place that needs them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Secret(…)")
+    }
+}
