@@ -266,6 +266,12 @@ tables! {
         max_recipients: u32 => CountIn<1, 100_000> = 100;
         /// Domains whose mail is delivered here.
         local_domains: Vec<String> => TextList = Vec::new(), described "`[hostname]`" "[\"example.org\"]";
+        /// User who gets mail for `postmaster` where no user has that name: RFC 5321 wants it to arrive somewhere.
+        postmaster: Option<String> => Opt<Text> = None, optional "\"alice\"";
+        /// What happens to messages with line ends other than CRLF, which many scripts send: `normalize` sets them
+        /// right (a bare LF is a line end, a bare CR a blank), `reject` refuses the message. Only CRLF.CRLF ends a
+        /// message either way.
+        bare_newline: BareNewline => Choice<BareNewline> = BareNewline::Normalize;
         /// Longest silence of a client.
         timeout: Duration => Time = Duration::from_secs(300);
         /// Mistakes after which a client is disconnected.
@@ -422,6 +428,14 @@ choices! {
         Found = "found",
         /// When not.
         NotFound = "notfound",
+    }
+
+    /// What happens to messages with bare CR or LF.
+    pub enum BareNewline {
+        /// They are taken, with CRLF everywhere.
+        Normalize = "normalize" default,
+        /// They are refused.
+        Reject = "reject",
     }
 
     /// What an SMTP listener is for.
