@@ -1,0 +1,604 @@
+//! The passdb chain.
+//!
+//! Purpose: ask one passdb after the other until one decides, as Dovecot does: six result actions, skip, deny, filters,
+//!          default and override fields, per-user checks.
+//! Source:  Dovecot `auth/auth-request.c`; reference note, section C.
+//! Differs: a deny entry does not end the chain: the other entries still check the password, and only after a right one
+//!          the client learns that the account is disabled. A wrong one looks like any wrong one.
+//! Never:   keep fields of an entry that failed.
+
+use conf::{PassdbSkip, ResultAction};
+use creds::{Key, KeyKind, Scheme, Secret, Stored};
+
+use crate::config::{Compiled, Passdb, PassdbDriver};
+use crate::engine::Engine;
+use crate::request::Request;
+use crate::template::Template;
+use crate::{nets, username, worker};
+
+/// What the chain is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// Is this the password?
+    Password(&'a [u8]),
+    /// What is the key for this mechanism?
+    Key(KeyKind),
+    /// Is there such a user?
+    Existence,
+}
+
+/// What one passdb said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// The password is right, or the key is there.
+    Ok,
+    /// The password is wrong.
+    Mismatch(String),
+    /// There is no such user here, or he may not come from there.
+    Unknown(String),
+    /// The stored password cannot serve this.
+    NoScheme(String),
+    /// The password is right, the account disabled.
+    Disabled(String),
+    /// The password is right, and it has expired.
+    Expired,
+    /// The passdb cannot answer.
+    Internal(String),
+    /// Only fields, no verdict (`noauthenticate`).
+    Next,
+}
+
+/// What the chain said.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    /// The verdict; [`Said::Next`] does not occur.
+    pub(crate) said: Said,
+    /// The key that was asked for.
+    pub(crate) key: Option<Key>,
+    /// The last entry matched with `continue…`. In a list of masters this means: now ask for the target, whatever
+    /// `said` says.
+    pub(crate) go_on: bool,
+    /// Some entry knows the user.
+    pub(crate) known: bool,
+    /// No entry of the chain can look users up without a password.
+    pub(crate) no_lookups: bool,
+}
+
+/// What an entry holds for a user.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    /// The stored password.
+    pub(crate) password: Option<Secret>,
+    /// The key that was asked for, where the entry holds one.
+    pub(crate) key: Option<Result<Key, creds::Error>>,
+    /// Extra fields, values not expanded yet.
+    pub(crate) fields: Vec<(String, Option<String>)>,
+}
+
+/// Walks a chain. `verified`: an earlier stage has checked the password.
+pub(crate) async fn walk(
+    engine: &Engine,
+    compiled: &Compiled,
+    chain: &[usize],
+    request: &mut Request,
+    ask: Ask<'_>,
+    verified: bool,
+) -> Walk {
+    let mut walker = Walker { engine, compiled, ask, verified, key: None, known: false, no_lookups: true };
+    let (mut success, mut internal, mut denied, mut asked) = (false, None, None, false);
+    let mut last = Said::Unknown("no passdb knows the user".to_owned());
+    // Whether the last entry only collected fields, and whether it matched and wants others to be asked as well.
+    let (mut undecided, mut go_on) = (false, false);
+    for at in chain {
+        let Some(passdb) = compiled.passdbs.get(*at) else { continue };
+        if let Some(why) = walker.skips(passdb, success, request) {
+            request.note(|| format!("passdb {}: skipped, {why}", passdb.name));
+            continue;
+        }
+        asked = true;
+        let before = (request.fields.clone(), request.userdb.clone(), request.user.clone());
+        if passdb.rules.deny {
+            let deny = walker.deny(passdb, request).await;
+            (request.fields, request.userdb, request.user) = before;
+            match deny {
+                Said::Ok => denied = Some(passdb.name.clone()),
+                Said::Internal(why) => {
+                    internal = Some(why);
+                    success = false;
+                    break;
+                }
+                _ => {}
+            }
+            continue;
+        }
+        let said = walker.one(passdb, request).await;
+        request.note(|| format!("passdb {}: {}", passdb.name, said.describe()));
+        let rules = &passdb.rules;
+        let action = match &said {
+            Said::Ok => {
+                request.driver.clone_from(&passdb.name);
+                rules.result_success
+            }
+            // Its fields stay; somebody else has to decide.
+            Said::Next => {
+                undecided = true;
+                continue;
+            }
+            Said::Disabled(_) | Said::Expired => {
+                request.driver.clone_from(&passdb.name);
+                (request.fields, request.userdb, _) = before;
+                return walker.done(said, false);
+            }
+            Said::Internal(why) => {
+                (request.fields, request.userdb, request.user) = before;
+                tracing::warn!(target: "auth", passdb = passdb.name, why, "passdb cannot answer");
+                internal = Some(why.clone());
+                rules.result_internalfail
+            }
+            Said::Mismatch(_) | Said::Unknown(_) | Said::NoScheme(_) => {
+                (request.fields, request.userdb, request.user) = before;
+                rules.result_failure
+            }
+        };
+        undecided = false;
+        let matched = said == Said::Ok;
+        // The most telling failure is what the log shows.
+        let less_telling =
+            matches!(said, Said::Unknown(_)) && matches!(last, Said::Mismatch(_) | Said::NoScheme(_));
+        if !matched && !less_telling {
+            if matches!(said, Said::Mismatch(_)) {
+                request.driver.clone_from(&passdb.name);
+            }
+            last = said;
+        } else if matched {
+            last = Said::Unknown("refused by a rule of the chain".to_owned());
+        }
+        match action {
+            ResultAction::ReturnOk => {
+                success = true;
+                go_on = false;
+                break;
+            }
+            ResultAction::ReturnFail => {
+                success = false;
+                break;
+            }
+            ResultAction::Return => break,
+            ResultAction::ContinueOk => {
+                success = true;
+                walker.verified = true;
+            }
+            ResultAction::ContinueFail => {
+                success = false;
+                walker.verified = false;
+            }
+            ResultAction::Continue => walker.verified |= matched,
+        }
+        go_on = matched;
+    }
+    if !asked {
+        internal = Some("all password databases were skipped".to_owned());
+    } else if undecided && !success {
+        internal = Some("noauthenticate is set, and no passdb follows that decides".to_owned());
+    }
+    if let Some(name) = &denied {
+        request.driver.clone_from(name);
+        go_on = false;
+    }
+    let said = match (success, denied.is_some(), internal) {
+        (true, false, _) => Said::Ok,
+        (true, true, _) => Said::Disabled("on a deny list".to_owned()),
+        (false, _, Some(why)) => Said::Internal(why),
+        (false, true, None) => Said::Mismatch("on a deny list, and the password is wrong".to_owned()),
+        (false, false, None) => last,
+    };
+    walker.done(said, go_on)
+}
+
+struct Walker<'a> {
+    engine: &'a Engine,
+    compiled: &'a Compiled,
+    ask: Ask<'a>,
+    verified: bool,
+    key: Option<Key>,
+    known: bool,
+    no_lookups: bool,
+}
+
+impl Walker<'_> {
+    fn done(self, said: Said, go_on: bool) -> Walk {
+        Walk { said, key: self.key, go_on, known: self.known, no_lookups: self.no_lookups }
+    }
+
+    /// Why an entry is not asked.
+    fn skips(&self, passdb: &Passdb, success: bool, request: &Request) -> Option<&'static str> {
+        let rules = &passdb.rules;
+        let authenticated = success || self.verified;
+        if rules.skip == PassdbSkip::Authenticated && authenticated {
+            return Some("already authenticated");
+        }
+        if rules.skip == PassdbSkip::Unauthenticated && !authenticated {
+            return Some("not yet authenticated");
+        }
+        if !passdb.admits_mechanism(request.mechanism_name()) {
+            return Some("not for this mechanism");
+        }
+        if !passdb.admits_service(&request.service) {
+            return Some("not for this service");
+        }
+        if !username::filter_admits(&rules.username_filter, &request.user) {
+            return Some("not for this user");
+        }
+        None
+    }
+
+    /// Whether a deny entry knows the user.
+    async fn deny(&mut self, passdb: &Passdb, request: &mut Request) -> Said {
+        let found = match self.record(passdb, request).await {
+            Ok(Some(_)) => Said::Ok,
+            Ok(None) => Said::Unknown(String::new()),
+            Err(why) => Said::Internal(why),
+        };
+        request.note(|| format!("deny list {}: {}", passdb.name, found.describe()));
+        found
+    }
+
+    /// Asks one entry.
+    async fn one(&mut self, passdb: &Passdb, request: &mut Request) -> Said {
+        if let Some(question) = worker_question(passdb, request) {
+            return self.ask_worker(passdb, request, question).await;
+        }
+        self.no_lookups = false;
+        let record = match self.record(passdb, request).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return Said::Unknown("unknown user".to_owned()),
+            Err(why) => return Said::Internal(why),
+        };
+        self.known = true;
+        if let Err(why) = apply(passdb, request, &record.fields) {
+            return Said::Internal(why);
+        }
+        if let Some(said) = check_fields(request) {
+            return said;
+        }
+        let said = self.check_password(passdb, request, record).await;
+        if said == Said::Ok {
+            if expired(request) {
+                return Said::Disabled("account has expired".to_owned());
+            }
+            rename(request);
+        }
+        said
+    }
+
+    /// The entry's record of the user.
+    async fn record(&self, passdb: &Passdb, request: &Request) -> Result<Option<Record>, String> {
+        match &passdb.driver {
+            PassdbDriver::PasswdFile { source, scheme, format } => {
+                let kind = if let Ask::Key(kind) = self.ask { Some(kind) } else { None };
+                let verifier = &self.compiled.verifier;
+                let key = |entry: &creds::passwd::Entry<'_>| {
+                    let stored = entry.stored_for(kind?, *scheme)?;
+                    Some(verifier.key(&stored, kind?))
+                };
+                let found = source.find(format.as_ref(), request, |_, entry| {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    Record {
+                        password: Some(Secret::from(entry.password())),
+                        key: key(&entry),
+                        fields: entry
+                            .extra_fields()
+                            .filter(|(name, _)| *name != creds::passwd::KEY_FIELD.as_bytes())
+                            .map(|(name, value)| (text(name), value.map(text)))
+                            .collect(),
+                    }
+                });
+                found.await
+            }
+            PassdbDriver::Static { password, .. } => {
+                Ok(Some(Record { password: password.clone(), ..Record::default() }))
+            }
+            PassdbDriver::Passwd | PassdbDriver::Shadow | PassdbDriver::Pam { .. } => {
+                let found = self.engine.workers.passwd(&request.user).await?;
+                Ok(found.map(|_| Record::default()))
+            }
+        }
+    }
+
+    async fn check_password(&mut self, passdb: &Passdb, request: &mut Request, record: Record) -> Said {
+        let (default, nopassword) = match &passdb.driver {
+            PassdbDriver::PasswdFile { scheme, .. } => (*scheme, false),
+            PassdbDriver::Static { nopassword, .. } => (Scheme::Plain, *nopassword),
+            _ => (Scheme::Crypt, false),
+        };
+        let own = request.fields.take("password").flatten().map(Secret::from);
+        let bare = request.fields.take("password_noscheme").flatten().map(Secret::from);
+        let nopassword = request.fields.take("nopassword").is_some() || nopassword;
+        if request.fields.take("noauthenticate").is_some() {
+            return Said::Next;
+        }
+        let no_scheme = own.is_none() && bare.is_some();
+        let stored = own.or(bare).or(record.password);
+        let has_password = stored.as_ref().is_some_and(|stored| !stored.expose().is_empty());
+        if nopassword && has_password {
+            tracing::error!(target: "auth", passdb = passdb.name, user = request.user,
+                "nopassword is set, but there is a password: the password counts");
+        }
+        match self.ask {
+            Ask::Existence => {
+                let stored = stored.unwrap_or_default();
+                let text = StoredText { text: &stored, default, no_scheme };
+                request.note(|| {
+                    crate::explain::stored(&self.compiled.verifier, passdb, text, nopassword && !has_password)
+                });
+                Said::Ok
+            }
+            Ask::Password(_) if self.verified => Said::Ok,
+            Ask::Password(_) if nopassword && !has_password => Said::Ok,
+            // libcs differ on an empty hash; only `nopassword` lets everybody in. A plain empty password is one, though.
+            Ask::Password(given) => {
+                let stored = stored.unwrap_or_default();
+                let text = StoredText { text: &stored, default, no_scheme };
+                self.verify(passdb, request, text, given).await
+            }
+            Ask::Key(kind) => {
+                let stored = stored.unwrap_or_default();
+                let text = StoredText { text: &stored, default, no_scheme };
+                let key = record.key.unwrap_or_else(|| {
+                    text.parse().and_then(|stored| self.compiled.verifier.key(&stored, kind))
+                });
+                match key {
+                    Ok(key) => {
+                        self.key = Some(key);
+                        Said::Ok
+                    }
+                    Err(error) => Said::NoScheme(error.to_string()),
+                }
+            }
+        }
+    }
+
+    async fn verify(
+        &self,
+        passdb: &Passdb,
+        request: &mut Request,
+        text: StoredText<'_>,
+        given: &[u8],
+    ) -> Said {
+        let verdict = self.engine.check(self.compiled, request, text, given).await;
+        match verdict {
+            Ok(creds::Verdict::Match) => Said::Ok,
+            Ok(creds::Verdict::Mismatch) => Said::Mismatch("wrong password".to_owned()),
+            Ok(creds::Verdict::Locked) => Said::Mismatch("account is locked".to_owned()),
+            Err(CheckError::Busy(why)) => Said::Internal(why),
+            Err(CheckError::Unusable(why)) => {
+                tracing::warn!(target: "auth", passdb = passdb.name, user = request.user, why,
+                    "stored password cannot be used");
+                Said::NoScheme(why)
+            }
+        }
+    }
+
+    /// A driver that lives in a worker process and only checks passwords.
+    async fn ask_worker(
+        &mut self,
+        passdb: &Passdb,
+        request: &mut Request,
+        question: worker::Question,
+    ) -> Said {
+        let given = match self.ask {
+            Ask::Key(_) => return Said::NoScheme("this driver can only check passwords".to_owned()),
+            Ask::Existence => {
+                if matches!(passdb.driver, PassdbDriver::Pam { .. }) {
+                    return Said::NoScheme("PAM cannot look users up".to_owned());
+                }
+                self.no_lookups = false;
+                return match self.engine.workers.passwd(&request.user).await {
+                    Ok(Some(_)) => Said::Ok,
+                    Ok(None) => Said::Unknown("unknown user".to_owned()),
+                    Err(why) => Said::Internal(why),
+                };
+            }
+            // Somebody has checked it already, and this driver has no fields to add.
+            Ask::Password(_) if self.verified => return Said::Ok,
+            Ask::Password(given) => given,
+        };
+        let answer = self.engine.ask_worker(self.compiled, request, &passdb.name, question, given).await;
+        match answer {
+            worker::Answer::Ok(name) => {
+                self.known = true;
+                if let Err(why) = apply(passdb, request, &[]) {
+                    return Said::Internal(why);
+                }
+                if let Some(said) = check_fields(request) {
+                    return said;
+                }
+                if let Some(name) = name.filter(|name| *name != local_name(request)) {
+                    match self.compiled.rules.canonical(&name) {
+                        Ok(names) => request.user = names.user,
+                        Err(why) => return Said::Internal(format!("the driver renamed the user: {why}")),
+                    }
+                }
+                rename(request);
+                Said::Ok
+            }
+            worker::Answer::Mismatch => Said::Mismatch("wrong password".to_owned()),
+            worker::Answer::Locked => Said::Mismatch("account is locked".to_owned()),
+            worker::Answer::Unknown => Said::Unknown("unknown user".to_owned()),
+            worker::Answer::Disabled => Said::Disabled("account is disabled or has expired".to_owned()),
+            worker::Answer::Expired => Said::Expired,
+            worker::Answer::Unavailable(why) => Said::Internal(why),
+        }
+    }
+}
+
+/// A stored password before it is parsed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredText<'a> {
+    /// The text.
+    pub(crate) text: &'a Secret,
+    /// Its scheme where it names none.
+    pub(crate) default: Scheme,
+    /// Braces mean nothing.
+    pub(crate) no_scheme: bool,
+}
+
+impl<'a> StoredText<'a> {
+    /// Splits scheme and data.
+    pub(crate) fn parse(&self) -> Result<Stored<'a>, creds::Error> {
+        if self.no_scheme {
+            Ok(Stored::new(self.default, self.text.expose()))
+        } else {
+            Stored::parse_column(self.text.expose(), self.default)
+        }
+    }
+}
+
+/// Why a password could not be checked.
+#[derive(Debug)]
+pub(crate) enum CheckError {
+    /// Not now: queue full, no memory.
+    Busy(String),
+    /// Never: unknown scheme, malformed, too expensive.
+    Unusable(String),
+}
+
+impl Said {
+    fn describe(&self) -> String {
+        match self {
+            Said::Ok => "ok".to_owned(),
+            Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) => format!("failure: {why}"),
+            Said::Disabled(why) => format!("disabled: {why}"),
+            Said::Expired => "password expired".to_owned(),
+            Said::Internal(why) => format!("cannot answer: {why}"),
+            Said::Next => "fields only".to_owned(),
+        }
+    }
+}
+
+/// The question for a worker, if the driver lives in one.
+fn worker_question(passdb: &Passdb, request: &Request) -> Option<worker::Question> {
+    Some(match &passdb.driver {
+        PassdbDriver::Pam { service, session, setcred } => worker::Question::Pam {
+            service: match &request.pam_service {
+                // A mux client may name only some PAM files, whatever else its service is good for.
+                Some(name) => service.expand(&Request { service: name.clone(), ..request.clone() }),
+                None => service.expand(request),
+            },
+            session: *session,
+            setcred: *setcred,
+        },
+        PassdbDriver::Shadow => worker::Question::Shadow,
+        PassdbDriver::Passwd => worker::Question::Passwd,
+        PassdbDriver::PasswdFile { .. } | PassdbDriver::Static { .. } => return None,
+    })
+}
+
+/// System accounts have no domain: the default one is left out.
+pub(crate) fn local_name(request: &Request) -> String {
+    crate::template::without_domain(&request.user, request.default_domain.as_deref()).to_owned()
+}
+
+/// Applies default fields, the driver's and override fields.
+fn apply(passdb: &Passdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), String> {
+    for (name, template) in &passdb.defaults {
+        let value = template.expand(request);
+        set_field(request, name, Some(&value));
+    }
+    for (name, value) in fields {
+        let value = match value {
+            Some(text) if text.contains('%') => {
+                let template = Template::parse(text).map_err(|error| format!("field `{name}`: {error}"))?;
+                Some(template.expand(request))
+            }
+            other => other.clone(),
+        };
+        set_field(request, name, value.as_deref());
+    }
+    for (name, template) in &passdb.overrides {
+        let value = template.expand(request);
+        set_field(request, name, Some(&value));
+    }
+    Ok(())
+}
+
+/// `userdb_` fields go to the user database's answer.
+fn set_field(request: &mut Request, name: &str, value: Option<&str>) {
+    match name.strip_prefix("userdb_") {
+        Some("userdb_import") => {
+            for item in value.unwrap_or_default().split('\t').filter(|item| !item.is_empty()) {
+                match item.split_once('=') {
+                    Some((name, value)) => request.userdb.apply(name, Some(value)),
+                    None => request.userdb.apply(item, None),
+                }
+            }
+        }
+        Some(name) => request.userdb.apply(name, value),
+        None if name == "nodelay" => {
+            request.nodelay = true;
+            request.fields.apply(name, value);
+        }
+        None => request.fields.apply(name, value),
+    }
+}
+
+/// Checks that do not depend on the password.
+fn check_fields(request: &mut Request) -> Option<Said> {
+    if request.fields.take("fail").is_some() {
+        return Some(Said::Mismatch("field `fail`".to_owned()));
+    }
+    if let Some(nets) = request.fields.take("allow_nets").flatten()
+        && !nets::admits(&nets, request.params.rip)
+    {
+        return Some(Said::Unknown(match request.params.rip {
+            Some(_) => "allow_nets does not include the address".to_owned(),
+            None => "allow_nets is set, the client told no address, and `local` is not listed".to_owned(),
+        }));
+    }
+    if let Some(nets) = request.fields.take("allow_real_nets").flatten()
+        && !nets::admits(&nets, request.params.real_rip.or(request.params.rip))
+    {
+        return Some(Said::Unknown("allow_real_nets does not include the address".to_owned()));
+    }
+    None
+}
+
+/// Whether the `expires` field lies in the past. A date that cannot be read counts as past.
+fn expired(request: &mut Request) -> bool {
+    let Some(text) = request.fields.take("expires").flatten() else { return false };
+    let now = jiff::Timestamp::now();
+    let moment = text
+        .parse::<i64>()
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .or_else(|| text.parse::<jiff::Timestamp>().ok())
+        .or_else(|| {
+            // A day ends with itself, in local time.
+            let date = text.parse::<jiff::civil::Date>().ok()?.tomorrow().ok()?;
+            Some(date.to_zoned(jiff::tz::TimeZone::system()).ok()?.timestamp())
+        });
+    match moment {
+        Some(moment) => moment <= now,
+        None => {
+            tracing::error!(target: "auth", user = request.user, "field `expires` is no date; the account counts as expired");
+            true
+        }
+    }
+}
+
+/// Fields that change the name.
+pub(crate) fn rename(request: &mut Request) {
+    let clean = |text: String| (!text.is_empty() && !text.chars().any(char::is_control)).then_some(text);
+    if let Some(name) = request.fields.take("user").flatten().and_then(clean) {
+        request.user = name;
+    }
+    if let Some(local) = request.fields.take("username").flatten().and_then(clean) {
+        request.user = match request.user.split_once('@') {
+            Some((_, domain)) => format!("{local}@{domain}"),
+            None => local,
+        };
+    }
+    if let Some(domain) = request.fields.take("domain").flatten().and_then(clean) {
+        request.user = format!("{}@{domain}", crate::template::before_at(&request.user));
+    }
+}

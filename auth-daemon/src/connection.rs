@@ -1,0 +1,405 @@
+//! One connection of the client protocol: socket, timers and running requests around `auth_wire::server::Session`.
+//!
+//! Purpose: many requests in flight, answered as they are ready; refusals held back for their delay.
+//! Speed:   a request that needs to wait for nothing is answered without a task, a timer or a lock of the connection.
+//! Never:   answer after the client cancelled, let one request's outage close others that are being verified.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use auth_wire::server::{AuthRequest, Identity, Reply, Session, Step};
+use auth_wire::{Cookie, FailCode, Field, Ticket};
+use boot::DrainToken;
+use conf::OnOutage;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::config::Listener;
+use crate::engine::{Engine, Kept};
+use crate::exchange::{Answer, Input, Login};
+use crate::outcome::{Decision, OUTAGE_TEXT, Outcome, client_fields};
+use crate::request::{PeerCredentials, Request};
+
+/// Bytes read at a time.
+const CHUNK: usize = 16 * 1024;
+/// Output above this is written before more input is taken.
+const OUTPUT_PAUSE: usize = 64 * 1024;
+
+type Work = Pin<Box<dyn Future<Output = (Box<Login>, Answer)> + Send>>;
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(
+    engine: Arc<Engine>,
+    listener: Arc<Listener>,
+    stream: UnixStream,
+    peer: PeerCredentials,
+    mut drain: DrainToken,
+) -> io::Result<()> {
+    let Some(wire) = listener.wire.clone() else { return Ok(()) };
+    let identity = Identity {
+        spid: std::process::id(),
+        cuid: engine.next_cuid(),
+        cookie: Cookie::from_bytes(crate::engine::random()),
+    };
+    let mut connection = Connection {
+        session: Session::new(wire, &identity),
+        engine,
+        listener,
+        peer,
+        identity,
+        registered: None,
+        waiting: HashMap::new(),
+        running: HashMap::new(),
+        jobs: JoinSet::new(),
+        delayed: BinaryHeap::new(),
+        serial: 0,
+        ending: None,
+    };
+    connection.run(&stream, &mut drain).await
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The client has gone, or broke the protocol: nothing more is answered.
+    Now,
+    /// The client said all it will say, or the daemon stops: open requests are answered first.
+    AfterAnswers,
+}
+
+struct Connection {
+    session: Session,
+    engine: Arc<Engine>,
+    listener: Arc<Listener>,
+    peer: PeerCredentials,
+    identity: Identity,
+    /// The CPID this login connection is registered with.
+    registered: Option<u32>,
+    /// Exchanges that wait for their client.
+    waiting: HashMap<Ticket, Box<Login>>,
+    running: HashMap<Ticket, AbortHandle>,
+    jobs: JoinSet<(Ticket, Box<Login>, Answer)>,
+    delayed: BinaryHeap<Reverse<Delayed>>,
+    serial: u64,
+    ending: Option<Ending>,
+}
+
+/// A refusal that waits for its time.
+struct Delayed {
+    due: Instant,
+    serial: u64,
+    ticket: Ticket,
+    user: Option<String>,
+    code: Option<FailCode>,
+    text: String,
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        (self.due, self.serial) == (other.due, other.serial)
+    }
+}
+
+impl Eq for Delayed {}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Delayed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, self.serial).cmp(&(other.due, other.serial))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(cpid) = self.registered {
+            self.engine.logins().unregister(cpid, &self.identity.cookie);
+        }
+    }
+}
+
+impl Connection {
+    async fn run(&mut self, stream: &UnixStream, drain: &mut DrainToken) -> io::Result<()> {
+        let mut draining = false;
+        loop {
+            let now = Instant::now();
+            self.steps(now);
+            self.release(now, draining);
+            write(stream, &mut self.session)?;
+            if self.is_over() {
+                return Ok(());
+            }
+            let pending = self.session.output().len();
+            let reading = self.ending.is_none() && pending < OUTPUT_PAUSE;
+            let interest = match (reading, pending > 0) {
+                (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+                (true, false) => Some(Interest::READABLE),
+                (false, true) => Some(Interest::WRITABLE),
+                (false, false) => None,
+            };
+            let due = self.next_due();
+            tokio::select! {
+                ready = stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
+                    let ready = ready?;
+                    if reading && ready.is_readable() && !read(stream, &mut self.session)? {
+                        // Always writable at once; what counts is whether the other end is gone altogether.
+                        let gone = stream.ready(Interest::WRITABLE).await?.is_write_closed();
+                        self.end_of_input(gone);
+                    }
+                }
+                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
+                    // An aborted job was cancelled by its client; a job that panicked has no request to answer any
+                    // more and is forgotten by its client's timeout.
+                    if let Ok((ticket, login, answer)) = done {
+                        self.running.remove(&ticket);
+                        self.answer(ticket, login, answer, Instant::now());
+                    }
+                }
+                () = sleep_until(due), if due.is_some() => {}
+                () = drain.draining(), if !draining => {
+                    draining = true;
+                    self.ending.get_or_insert(Ending::AfterAnswers);
+                }
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self.ending {
+            None => false,
+            Some(Ending::Now) => true,
+            Some(Ending::AfterAnswers) => {
+                self.session.output().is_empty() && self.jobs.is_empty() && self.delayed.is_empty()
+            }
+        }
+    }
+
+    /// A client that shuts only its sending side still waits for answers.
+    fn end_of_input(&mut self, gone: bool) {
+        self.ending = Some(if gone { Ending::Now } else { Ending::AfterAnswers });
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let delayed = self.delayed.peek().map(|Reverse(delayed)| delayed.due);
+        match (delayed, self.session.deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Everything the session has for us.
+    fn steps(&mut self, now: Instant) {
+        if self.ending.is_some() {
+            return;
+        }
+        while let Some(step) = self.session.next(now) {
+            match step {
+                Step::ClientPid(pid) => self.client_pid(pid),
+                Step::Start(request) => self.start(*request, now),
+                Step::Continue { ticket, data, channel_binding, .. } => {
+                    if let Some(mut login) = self.waiting.remove(&ticket) {
+                        login.request.arrived = now;
+                        self.advance(ticket, login, Input::Continue { data, binding: channel_binding }, now);
+                    }
+                }
+                Step::Cancel { ticket, .. } => {
+                    self.waiting.remove(&ticket);
+                    if let Some(job) = self.running.remove(&ticket) {
+                        job.abort();
+                    }
+                }
+                Step::Release(id) => self.forget_kept(id),
+                Step::Close(reason) => {
+                    tracing::debug!(listener = self.listener.name, ?reason, "client broke the protocol");
+                    self.ending = Some(Ending::Now);
+                }
+            }
+            if self.ending.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn client_pid(&mut self, pid: u32) {
+        if !self.listener.is_login() {
+            return;
+        }
+        if self.engine.logins().register(pid, self.identity.cookie) {
+            self.registered = Some(pid);
+        } else {
+            tracing::warn!(listener = self.listener.name, pid, "two login connections with one client pid");
+            self.ending = Some(Ending::Now);
+        }
+    }
+
+    fn forget_kept(&mut self, id: u32) {
+        if let Some(cpid) = self.registered {
+            self.engine.logins().forget(cpid, id);
+        }
+    }
+
+    fn start(&mut self, auth: AuthRequest, now: Instant) {
+        let AuthRequest { ticket, mechanism, service, params, initial, arrived, .. } = auth;
+        self.forget_kept(ticket.id());
+        let request = Request::new(params, service, self.peer, arrived);
+        let compiled = self.engine.config();
+        // After a reload the connection goes on under the listener's new rules.
+        let listener = compiled.listeners.get(&self.listener.name).unwrap_or(&self.listener);
+        let listener = Arc::clone(listener);
+        let Some(mechanism) = sasl::Name::parse(mechanism.name.as_str()) else {
+            let reply =
+                Reply::Fail { user: None, code: None, reason: Some("Unsupported mechanism"), fields: &[] };
+            self.session.reply(ticket, reply, now);
+            return;
+        };
+        let login = Box::new(Login::new(compiled, listener, request, mechanism, self.identity.cuid));
+        self.advance(ticket, login, Input::Start(initial), now);
+    }
+
+    /// Runs an exchange to its next answer, here if that needs no waiting.
+    fn advance(&mut self, ticket: Ticket, login: Box<Login>, input: Input, now: Instant) {
+        let mut work: Work = Box::pin(login.advance(Arc::clone(&self.engine), input));
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((login, answer)) => self.answer(ticket, login, answer, now),
+            Poll::Pending => {
+                let job = self.jobs.spawn(async move {
+                    let (login, answer) = work.await;
+                    (ticket, login, answer)
+                });
+                self.running.insert(ticket, job);
+            }
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, login: Box<Login>, answer: Answer, now: Instant) {
+        match answer {
+            Answer::Challenge { data, binding } => {
+                self.waiting.insert(ticket, login);
+                self.session.reply(ticket, Reply::Challenge { data: &data, channel_binding: binding }, now);
+            }
+            Answer::Finished(outcome) => match outcome.decision {
+                Decision::Ok => self.accept(ticket, &login, &outcome, now),
+                Decision::Refused(refusal) => {
+                    let delayed = Delayed {
+                        due: outcome.not_before.unwrap_or(now),
+                        serial: self.serial,
+                        ticket,
+                        code: refusal.code(),
+                        text: outcome.text().to_owned(),
+                        user: outcome.user,
+                    };
+                    self.serial += 1;
+                    if delayed.due > now {
+                        self.delayed.push(Reverse(delayed));
+                    } else {
+                        self.refuse(&delayed, now);
+                    }
+                }
+                Decision::Outage => self.outage(ticket, &outcome, now),
+            },
+        }
+    }
+
+    fn accept(&mut self, ticket: Ticket, login: &Login, outcome: &Outcome, now: Instant) {
+        let request = &login.request;
+        let fields: Vec<Field> = client_fields(request, login.anonymous, self.listener.is_login());
+        if let Some(cpid) = self.registered {
+            let kept = Kept { request: request.clone(), anonymous: login.anonymous };
+            self.engine.logins().keep(cpid, ticket.id(), kept, now);
+        }
+        let user = outcome.user.as_deref().unwrap_or_default();
+        let reply = Reply::Ok { user, fields: &fields, final_data: outcome.final_data.as_deref() };
+        self.session.reply(ticket, reply, now);
+    }
+
+    fn refuse(&mut self, delayed: &Delayed, now: Instant) {
+        let reply = Reply::Fail {
+            user: delayed.user.as_deref(),
+            code: delayed.code,
+            reason: Some(&delayed.text),
+            fields: &[],
+        };
+        self.session.reply(delayed.ticket, reply, now);
+    }
+
+    /// Postfix and Exim turn every FAIL into a permanent refusal; a closed connection they take for what it is.
+    fn outage(&mut self, ticket: Ticket, outcome: &Outcome, now: Instant) {
+        let alone = self.session.verifying() <= 1;
+        let compiled = self.engine.config();
+        let rules = compiled.listeners.get(&self.listener.name).unwrap_or(&self.listener);
+        let close = match rules.on_outage {
+            OnOutage::Close => true,
+            OnOutage::Fail => false,
+            OnOutage::Auto => self.session.client_minor() == 0 && alone,
+        };
+        if close {
+            self.ending = Some(Ending::Now);
+            return;
+        }
+        let reply = Reply::Fail {
+            user: outcome.user.as_deref(),
+            code: Some(FailCode::TempFail),
+            reason: Some(OUTAGE_TEXT),
+            fields: &[],
+        };
+        self.session.reply(ticket, reply, now);
+    }
+
+    /// Sends refusals whose time has come; all of them when the daemon stops.
+    fn release(&mut self, now: Instant, all: bool) {
+        while let Some(Reverse(delayed)) = self.delayed.peek() {
+            if delayed.due > now && !all {
+                return;
+            }
+            if let Some(Reverse(delayed)) = self.delayed.pop() {
+                self.refuse(&delayed, now);
+            }
+        }
+    }
+}
+
+/// Waits until then; for ever without a time.
+pub(crate) async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Feeds what is there. `false`: the client has said everything.
+fn read(stream: &UnixStream, session: &mut Session) -> io::Result<bool> {
+    // On the stack: an idle connection owns no buffer. Wiped, for it held passwords.
+    let mut buffer = zeroize::Zeroizing::new([0; CHUNK]);
+    match stream.try_read(&mut buffer[..]) {
+        Ok(0) => Ok(false),
+        Ok(count) => {
+            session.feed(buffer.get(..count).unwrap_or_default());
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes what the client takes.
+fn write(stream: &UnixStream, session: &mut Session) -> io::Result<()> {
+    while !session.output().is_empty() {
+        match stream.try_write(session.output()) {
+            Ok(count) => session.wrote(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Accepting connections: who may, how many, and which protocol they get.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+
+use boot::{Admission, DrainToken};
+use conf::AuthListenerKind;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use crate::config::Listener;
+use crate::engine::Engine;
+use crate::request::PeerCredentials;
+use crate::{connection, master, mux};
+
+/// The accept loops that run now.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    engine: Arc<Engine>,
+    admission: Admission,
+    token: DrainToken,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl Listeners {
+    /// No listeners yet. Connections hold clones of `token`.
+    pub(crate) fn new(engine: Arc<Engine>, admission: Admission, token: DrainToken) -> Listeners {
+        Listeners { engine, admission, token, loops: Vec::new() }
+    }
+
+    /// Replaces all listeners. Sockets that stay are the same kernel objects, so nobody is refused meanwhile.
+    pub(crate) fn replace(&mut self, sockets: HashMap<String, Vec<StdListener>>) -> std::io::Result<()> {
+        let mut next = Vec::new();
+        for (name, listeners) in sockets {
+            for listener in listeners {
+                listener.set_nonblocking(true)?;
+                next.push((name.clone(), UnixListener::from_std(listener)?));
+            }
+        }
+        self.stop();
+        for (name, listener) in next {
+            let engine = Arc::clone(&self.engine);
+            let (admission, token) = (self.admission.clone(), self.token.clone());
+            self.loops.push(tokio::spawn(accept(engine, admission, token, name, listener)));
+        }
+        Ok(())
+    }
+
+    /// Stops accepting.
+    pub(crate) fn stop(&mut self) {
+        for task in self.loops.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+async fn accept(
+    engine: Arc<Engine>,
+    admission: Admission,
+    token: DrainToken,
+    name: String,
+    listener: UnixListener,
+) {
+    loop {
+        let stream = boot::accept_unix(&listener).await;
+        let compiled = engine.config();
+        let Some(rules) = compiled.listeners.get(&name).cloned() else { continue };
+        drop(compiled);
+        let Ok(credentials) = stream.peer_cred() else { continue };
+        let peer = PeerCredentials { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
+        if !rules.admits(peer.uid, peer.gid) {
+            tracing::warn!(
+                listener = name,
+                uid = peer.uid,
+                gid = peer.gid,
+                "connection refused by allow_users"
+            );
+            continue;
+        }
+        let permit = match admission.admit(None) {
+            Ok(permit) => permit,
+            Err(refused) => {
+                tracing::warn!(listener = name, uid = peer.uid, "connection refused: {refused}");
+                continue;
+            }
+        };
+        let (engine, token) = (Arc::clone(&engine), token.clone());
+        tokio::spawn(async move {
+            let result = serve(engine, rules, stream, peer, token).await;
+            if let Err(error) = result {
+                // Clients that vanish are normal.
+                tracing::debug!(%error, uid = peer.uid, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve(
+    engine: Arc<Engine>,
+    rules: Arc<Listener>,
+    stream: UnixStream,
+    peer: PeerCredentials,
+    token: DrainToken,
+) -> std::io::Result<()> {
+    match rules.kind {
+        AuthListenerKind::Client | AuthListenerKind::Login => {
+            connection::serve(engine, rules, stream, peer, token).await
+        }
+        AuthListenerKind::Userdb | AuthListenerKind::Master | AuthListenerKind::Session => {
+            master::serve(engine, rules, stream, peer, token).await
+        }
+        AuthListenerKind::Saslauthd => token.track(mux::serve(engine, rules, stream, peer)).await,
+    }
+}

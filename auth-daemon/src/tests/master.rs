@@ -1,0 +1,187 @@
+//! USER, PASS, LIST, REQUEST and cache control.
+
+use std::time::Duration;
+
+use super::harness::{Harness, encode};
+
+const HOST: &str = "@mail.example.test";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn look_ups() {
+    let harness = Harness::new().await;
+    let mail = harness.path("mail");
+    let mail = mail.display();
+    let mut client = harness.master("userdb").await;
+    let transcript = format!(
+        "C: USER|1|alice|service=doveadm
+         S: USER|1|alice{HOST}|uid=1000|gid=1000|home=/srv/mail/alice|mail=/srv/mail/alice/Maildir|quota_rule=*:storage=1G
+         C: USER|2|BOB|service=smtp
+         S: USER|2|bob{HOST}|home={mail}/bob|mail={mail}/bob/Maildir
+         C: USER|0|carol@other.test|service=lmtp|rip=192.0.2.1
+         S: USER|0|carol@other.test|home={mail}/carol@other.test|mail={mail}/carol@other.test/Maildir
+         C: USER|3|nobody|service=smtp
+         S: NOTFOUND|3
+         C: USER|4|al\"ice|service=smtp
+         S: NOTFOUND|4
+         C: USER|5|alice*bob|service=smtp
+         S: NOTFOUND|5
+         C: USER|6|bob
+         S: FAIL|6|reason=Missing service name
+         C: PASS|7|alice|service=doveadm
+         S: PASS|7|user=alice{HOST}|nothing=%|note=for-alice|original_user=alice|userdb_quota_rule=*:storage=1G
+         C: PASS|8|nobody|service=doveadm
+         S: NOTFOUND|8
+         C: PASS|9|nets|service=doveadm
+         S: NOTFOUND|9
+         C: PASS|10|gone|service=doveadm
+         S: NOTFOUND|10"
+    );
+    client.play(&transcript).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists() {
+    let harness = Harness::new().await;
+    let mut client = harness.master("userdb").await;
+    client.send("LIST|1|user=*ocke*|service=doveadm\nLIST|2|user=c*@other.test|service=doveadm\n").await;
+    assert_eq!(
+        client.lines(4).await,
+        [&format!("LIST|1|locked{HOST}"), "DONE|1|", "LIST|2|carol@other.test", "DONE|2|"]
+    );
+    client.send("LIST|3|service=doveadm\n").await;
+    let mut count = 0;
+    while client.line().await.starts_with("LIST|3|") {
+        count += 1;
+    }
+    assert_eq!(count, super::harness::USERS.lines().count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_fetched_once_by_the_right_process() {
+    let harness = Harness::new().await;
+    let pid = std::process::id();
+    let mut login = harness.client("login", 2).await;
+    let cookie = login.greeted("COOKIE").to_owned();
+    login
+        .play(&format!(
+            "C: AUTH|1|PLAIN|service=imap|session=s1|resp=b64(^alice^secret)
+             S: OK|1|user=alice{HOST}|nothing=%|note=for-alice|original_user=alice
+             C: AUTH|2|PLAIN|service=imap|resp=b64(^alice^wrong)
+             S: FAIL|2|user=alice{HOST}|reason=Invalid user name or password"
+        ))
+        .await;
+    let wrong = "0".repeat(32);
+    for socket in ["session", "master"] {
+        let mut master = harness.master(socket).await;
+        master
+            .play(&format!(
+                "C: REQUEST|1|{pid}|1|{wrong}
+                 S: FAIL|1
+                 C: REQUEST|2|{}|1|{cookie}
+                 S: FAIL|2
+                 C: REQUEST|3|{pid}|2|{cookie}
+                 S: FAIL|3
+                 C: REQUEST|4|{pid}|1|{cookie}|session_pid=1
+                 S: FAIL|4",
+                pid + 1
+            ))
+            .await;
+    }
+    let mut master = harness.master("session").await;
+    master.send(&format!("REQUEST|5|{pid}|1|{cookie}|session_pid={pid}|request_auth_token\n")).await;
+    let answer = master.line().await;
+    let fields: Vec<&str> = answer.split('|').collect();
+    assert_eq!(
+        fields[..9],
+        [
+            "USER",
+            "5",
+            &format!("alice{HOST}"),
+            "uid=1000",
+            "gid=1000",
+            "home=/srv/mail/alice",
+            "mail=/srv/mail/alice/Maildir",
+            "quota_rule=*:storage=1G",
+            "auth_mech=PLAIN"
+        ]
+    );
+    let token = fields[9].strip_prefix("auth_token=").unwrap();
+    assert!(token.len() == 40 && token.bytes().all(|b| b.is_ascii_hexdigit()));
+    master.play(&format!("C: REQUEST|6|{pid}|1|{cookie}\nS: FAIL|6\nC: USER|7|bob|service=x\nS: FAIL|7|reason=Not permitted on this socket")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_logins_go_with_cancel_and_with_their_connection() {
+    let harness = Harness::new().await;
+    let pid = std::process::id();
+    let mut login = harness.client("login", 2).await;
+    let cookie = login.greeted("COOKIE").to_owned();
+    let auth = |id: u32| format!("AUTH|{id}|PLAIN|service=imap|resp={}\n", encode("^bob^pw"));
+    login.send(&format!("{}{}{}", auth(1), auth(2), auth(3))).await;
+    assert!(login.lines(3).await.iter().all(|line| line.starts_with("OK|")));
+    // A second connection with this CPID is turned away, and does not take the first one's logins along.
+    let mut second = harness.client("login", 2).await;
+    assert!(second.is_closed().await);
+    let mut master = harness.master("session").await;
+    master.send(&format!("REQUEST|1|{pid}|1|{cookie}|session_pid={pid}\n")).await;
+    assert!(master.line().await.starts_with(&format!("USER|1|bob{HOST}|home=")));
+    login.send("CANCEL|2\nAUTH|9|PLAIN|service=imap|resp=\n").await;
+    assert!(login.line().await.starts_with("FAIL|9|"));
+    master.play(&format!("C: REQUEST|2|{pid}|2|{cookie}\nS: FAIL|2")).await;
+    drop(login);
+    // The daemon notices the closed connection by itself; ask until it has.
+    for id in 3.. {
+        master.send(&format!("REQUEST|{id}|{pid}|77|{cookie}\n")).await;
+        assert_eq!(master.line().await, format!("FAIL|{id}"));
+        if harness.daemon_logins() == 0 {
+            break;
+        }
+        assert!(id < 1000);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    master.play(&format!("C: REQUEST|5000|{pid}|3|{cookie}\nS: FAIL|5000")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_control_is_for_masters() {
+    let harness = Harness::new().await;
+    for user in ["crypted", "argon"] {
+        assert!(harness.plain(user, "summersun", "").await.starts_with("OK"));
+    }
+    let mut master = harness.master("master").await;
+    master
+        .play(
+            "C: CACHE-FLUSH|1|crypted
+             S: OK|1|1
+             C: CACHE-FLUSH|2
+             S: OK|2|1
+             C: CACHE-FLUSH|3
+             S: OK|3|0",
+        )
+        .await;
+    master.send("CACHE-STATUS|4\n").await;
+    assert!(master.line().await.starts_with("OK|4|hits=0|misses=2|pos_entries=0|neg_entries=0|"));
+    let mut userdb = harness.master("userdb").await;
+    userdb.play("C: CACHE-FLUSH|1\nS: FAIL|1|reason=Not permitted on this socket").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explanations_show_the_walk_and_no_secret() {
+    let harness = Harness::new().await;
+    let asked = serde_json::json!({"ask": "explain", "user": "Alice", "service": "smtp", "ip": "192.0.2.1"});
+    let answer = harness.daemon.ask(&asked).await.unwrap();
+    assert_eq!(answer["canonical"], "alice@mail.example.test");
+    assert_eq!(answer["steps"], serde_json::json!(["passdb users: ok", "userdb users: Yes"]));
+    assert_eq!(answer["userdb_fields"]["home"], "/srv/mail/alice");
+    assert!(!answer.to_string().contains("secret"));
+    let asked = serde_json::json!({"ask": "explain", "user": "nets", "service": "smtp"});
+    let answer = harness.daemon.ask(&asked).await.unwrap();
+    assert!(answer["passdb"].as_str().unwrap().contains("allow_nets"));
+    assert!(harness.daemon.ask(&serde_json::json!({"ask": "nonsense"})).await.is_err());
+}
+
+impl Harness {
+    fn daemon_logins(&self) -> usize {
+        self.daemon.kept_logins()
+    }
+}

@@ -1,0 +1,9 @@
+//! Dialogues with a daemon in this process, over real sockets.
+
+mod chains;
+mod client;
+mod faults;
+mod fronts;
+pub(crate) mod harness;
+mod master;
+mod mux;

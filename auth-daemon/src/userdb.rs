@@ -1,0 +1,250 @@
+//! The userdb chain: who the user is to the mail programs.
+//!
+//! Purpose: uid, gid, home, mail and further fields, from the entries in order, as Dovecot does.
+//! Source:  Dovecot `auth/auth-request.c` (userdb part); reference note, sections B, C, E.
+//! Never:   make a home or mail path out of a name that is not one plain path component.
+
+use std::time::Instant;
+
+use conf::{ResultAction, UserdbSkip};
+
+use crate::chain::{self, Ask, Said};
+use crate::config::{Compiled, Listener, Userdb, UserdbDriver};
+use crate::engine::Engine;
+use crate::request::Request;
+use crate::template::Template;
+use crate::username;
+
+/// What the user databases said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The request's `userdb` fields are complete.
+    Yes,
+    /// There is no such user.
+    No,
+    /// Nobody can say; the text is for the asker.
+    Unavailable(String),
+}
+
+/// Walks the chain. `authenticated`: a passdb has just accepted this user.
+pub(crate) async fn walk(
+    engine: &Engine,
+    compiled: &Compiled,
+    listener: &Listener,
+    request: &mut Request,
+    authenticated: bool,
+) -> Found {
+    let prefetched = !request.userdb.is_empty();
+    let (mut found, mut internal, mut asked) = (false, None, false);
+    for userdb in &compiled.userdbs {
+        let skip = match userdb.rules.skip {
+            UserdbSkip::Never => false,
+            UserdbSkip::Found => found,
+            UserdbSkip::NotFound => !found,
+        };
+        if skip || !username::filter_admits(&userdb.rules.username_filter, &request.user) {
+            request.note(|| format!("userdb {}: skipped", userdb.name));
+            continue;
+        }
+        asked = true;
+        let before = (request.userdb.clone(), request.user.clone());
+        let said = one(engine, compiled, listener, userdb, request, authenticated, prefetched).await;
+        request.note(|| format!("userdb {}: {said:?}", userdb.name));
+        let action = match &said {
+            Found::Yes => userdb.rules.result_success,
+            other => {
+                (request.userdb, request.user) = before;
+                if let Found::Unavailable(why) = other {
+                    tracing::warn!(target: "auth", userdb = userdb.name, why, "userdb cannot answer");
+                    internal = Some(why.clone());
+                    userdb.rules.result_internalfail
+                } else {
+                    userdb.rules.result_failure
+                }
+            }
+        };
+        match action {
+            ResultAction::ReturnOk => {
+                found = true;
+                break;
+            }
+            ResultAction::ReturnFail => {
+                found = false;
+                break;
+            }
+            ResultAction::Return => break,
+            ResultAction::ContinueOk => found = true,
+            ResultAction::ContinueFail => found = false,
+            ResultAction::Continue => found |= said == Found::Yes,
+        }
+    }
+    if !asked {
+        return Found::Unavailable("no user database is configured for this user".to_owned());
+    }
+    match (found, internal) {
+        (true, _) => finish(compiled, request),
+        (false, Some(_)) => Found::Unavailable("Temporary failure".to_owned()),
+        (false, None) => Found::No,
+    }
+}
+
+async fn one(
+    engine: &Engine,
+    compiled: &Compiled,
+    listener: &Listener,
+    userdb: &Userdb,
+    request: &mut Request,
+    authenticated: bool,
+    prefetched: bool,
+) -> Found {
+    let fields: Vec<(String, Option<String>)> = match &userdb.driver {
+        UserdbDriver::Prefetch if prefetched => Vec::new(),
+        UserdbDriver::Prefetch => return Found::No,
+        UserdbDriver::PasswdFile { source, format } => {
+            let found = source.find(format.as_ref(), request, |index, entry| {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let mut out = Vec::new();
+                // A file whose ids do not resolve was rejected line by line when it was read.
+                let ids = index.ids(&entry).unwrap_or_default();
+                out.extend(ids.uid.map(|uid| ("uid".to_owned(), Some(uid.to_string()))));
+                out.extend(ids.gid.map(|gid| ("gid".to_owned(), Some(gid.to_string()))));
+                // Field 6 is taken as written: a percent sign in it means itself.
+                out.extend(entry.home().map(|home| ("home".to_owned(), Some(text(home).replace('%', "%%")))));
+                out.extend(entry.userdb_fields().map(|(name, value)| (text(name), value.map(text))));
+                out
+            });
+            match found.await {
+                Ok(Some(fields)) => fields,
+                Ok(None) => return Found::No,
+                Err(why) => return Found::Unavailable(why),
+            }
+        }
+        UserdbDriver::Static { allow_all_users } => {
+            if !authenticated && !allow_all_users {
+                match exists(engine, compiled, listener, request).await {
+                    Found::Yes => {}
+                    other => return other,
+                }
+            }
+            Vec::new()
+        }
+        UserdbDriver::Passwd => match engine.workers.passwd(&chain::local_name(request)).await {
+            Ok(Some(account)) => vec![
+                ("system_groups_user".to_owned(), Some(account.name)),
+                ("uid".to_owned(), Some(account.uid.to_string())),
+                ("gid".to_owned(), Some(account.gid.to_string())),
+                ("home".to_owned(), Some(account.home.replace('%', "%%"))),
+            ],
+            Ok(None) => return Found::No,
+            Err(why) => return Found::Unavailable(why),
+        },
+    };
+    match apply(userdb, request, &fields) {
+        Ok(()) if request.userdb.has("tempfail") => Found::Unavailable(
+            request.userdb.value("reason").unwrap_or("temporary failure of this user").to_owned(),
+        ),
+        Ok(()) => Found::Yes,
+        Err(why) => Found::Unavailable(why),
+    }
+}
+
+/// A static userdb knows nobody; whether a user exists is known to the passdbs.
+async fn exists(engine: &Engine, compiled: &Compiled, listener: &Listener, request: &mut Request) -> Found {
+    let mut probe = request.clone();
+    probe.mechanism = None;
+    let walk = chain::walk(engine, compiled, &listener.chain, &mut probe, Ask::Existence, false).await;
+    match walk.said {
+        Said::Ok | Said::Expired => Found::Yes,
+        Said::Internal(why) => Found::Unavailable(why),
+        _ if walk.no_lookups => {
+            Found::Unavailable("the passdbs cannot look users up; set allow_all_users".to_owned())
+        }
+        _ if walk.known => Found::Yes,
+        _ => Found::No,
+    }
+}
+
+fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), String> {
+    for (name, template) in &userdb.defaults {
+        // A default never replaces what an earlier entry or the passdb said.
+        let value = template.expand(request);
+        request.userdb.set_default(name, Some(&value));
+    }
+    for (name, value) in fields {
+        let value = match value {
+            Some(text) if text.contains('%') => {
+                let template = Template::parse(text).map_err(|error| format!("field `{name}`: {error}"))?;
+                Some(template.expand(request))
+            }
+            other => other.clone(),
+        };
+        request.userdb.apply(name, value.as_deref());
+    }
+    for (name, template) in &userdb.overrides {
+        let value = template.expand(request);
+        request.userdb.apply(name, Some(&value));
+    }
+    if let Some(list) = request.userdb.take("userdb_import").flatten() {
+        for item in list.split('\t').filter(|item| !item.is_empty()) {
+            match item.split_once('=') {
+                Some((name, value)) => request.userdb.apply(name, Some(value)),
+                None => request.userdb.apply(item, None),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Renames, resolves ids, and adds home and mail.
+fn finish(compiled: &Compiled, request: &mut Request) -> Found {
+    std::mem::swap(&mut request.fields, &mut request.userdb);
+    chain::rename(request);
+    std::mem::swap(&mut request.fields, &mut request.userdb);
+    for name in ["uid", "gid"] {
+        if request.userdb.value(name).is_some_and(|value| value.parse::<u32>().is_err()) {
+            return Found::Unavailable(format!("{name} is not a number"));
+        }
+    }
+    let home = match request.userdb.value("home").filter(|home| !home.is_empty()) {
+        Some(home) => home.to_owned(),
+        None => match compiled.home.path(request) {
+            Ok(home) => home,
+            Err(_) => return Found::No,
+        },
+    };
+    if home.contains('\0') || !home.starts_with('/') {
+        return Found::Unavailable("home is not an absolute path".to_owned());
+    }
+    request.home = Some(home.clone());
+    request.userdb.set("home", Some(&home));
+    let mail = match request.userdb.value("mail") {
+        // Dovecot's notation; every mailbox here is a Maildir.
+        Some(mail) => {
+            let path = mail.strip_prefix("maildir:").unwrap_or(mail);
+            match path.strip_prefix('~') {
+                Some(rest) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
+                _ => path.to_owned(),
+            }
+        }
+        None => match compiled.location.path(request) {
+            Ok(mail) => mail,
+            Err(_) => return Found::No,
+        },
+    };
+    request.userdb.set("mail", Some(&mail));
+    Found::Yes
+}
+
+/// A request for a look-up by name.
+pub(crate) fn named(
+    compiled: &Compiled,
+    mut request: Request,
+    name: &str,
+) -> Result<Request, username::Refused> {
+    request.arrived = Instant::now();
+    request.default_domain = compiled.rules.default_domain().map(str::to_owned);
+    let names = compiled.rules.canonical(name)?;
+    request.user = names.user;
+    request.original = names.original;
+    Ok(request)
+}

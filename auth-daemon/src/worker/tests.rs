@@ -1,0 +1,113 @@
+//! The pool with workers that are threads of the test.
+
+use std::io::{Read as _, Write as _};
+
+use super::*;
+
+fn limits(count: u32, max_requests: u32, timeout: Duration) -> conf::Workers {
+    conf::Workers { count, max_requests, timeout }
+}
+
+/// Workers that answer by `behave`: a reply, or `None` to hang up.
+fn pool(
+    limits: conf::Workers,
+    behave: impl Fn(record::Asked) -> Option<Reply> + Send + Sync + 'static,
+) -> (Workers, Arc<AtomicUsize>) {
+    let behave = Arc::new(behave);
+    let started = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&started);
+    let spawner: Spawner = Arc::new(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        let (ours, mut theirs) = StdStream::pair()?;
+        let behave = Arc::clone(&behave);
+        std::thread::spawn(move || {
+            let mut length = [0; 4];
+            while theirs.read_exact(&mut length).is_ok() {
+                let mut body = vec![0; u32::from_le_bytes(length) as usize];
+                theirs.read_exact(&mut body).unwrap();
+                match behave(record::Asked::decode(&body).unwrap()) {
+                    Some(reply) => theirs.write_all(&reply.encode()).unwrap(),
+                    None => return,
+                }
+            }
+        });
+        Ok((ours, None))
+    });
+    (Workers::with_spawner(limits, spawner), started)
+}
+
+async fn ask(workers: &Workers, user: &str) -> Answer {
+    workers.verify(&Question::Shadow, user, b"pw", &Facts::default(), false).await
+}
+
+#[tokio::test]
+async fn workers_are_used_again_and_replaced() {
+    let (workers, started) =
+        pool(limits(1, 3, Duration::from_secs(5)), |_| Some(Reply::Answer(Answer::Ok(None))));
+    for _ in 0..7 {
+        assert_eq!(ask(&workers, "bob").await, Answer::Ok(None));
+    }
+    assert_eq!(started.load(Ordering::SeqCst), 3);
+    workers.retire_idle(Instant::now() + IDLE);
+    assert_eq!(ask(&workers, "bob").await, Answer::Ok(None));
+    assert_eq!(started.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_hanging_worker_is_given_up_and_the_next_question_gets_another() {
+    let (workers, started) = pool(limits(1, 100, Duration::from_millis(50)), |asked| {
+        if matches!(&asked, record::Asked::Verify { user, .. } if user == "hang") {
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        Some(Reply::Answer(Answer::Mismatch))
+    });
+    assert!(matches!(ask(&workers, "hang").await, Answer::Unavailable(_)));
+    assert_eq!(ask(&workers, "bob").await, Answer::Mismatch);
+    assert_eq!(started.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_dying_worker_is_an_outage_not_a_refusal() {
+    let (workers, _) = pool(limits(2, 100, Duration::from_secs(5)), |asked| {
+        (!matches!(&asked, record::Asked::Verify { user, .. } if user == "die"))
+            .then_some(Reply::Answer(Answer::Unknown))
+    });
+    assert!(matches!(ask(&workers, "die").await, Answer::Unavailable(_)));
+    assert_eq!(ask(&workers, "bob").await, Answer::Unknown);
+}
+
+#[tokio::test]
+async fn the_number_of_workers_is_bounded() {
+    let running = Arc::new(AtomicUsize::new(0));
+    let peak = Arc::new(AtomicUsize::new(0));
+    let (now, most) = (Arc::clone(&running), Arc::clone(&peak));
+    let (workers, _) = pool(limits(3, 100, Duration::from_secs(5)), move |_| {
+        let count = now.fetch_add(1, Ordering::SeqCst) + 1;
+        most.fetch_max(count, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        now.fetch_sub(1, Ordering::SeqCst);
+        Some(Reply::Answer(Answer::Ok(None)))
+    });
+    let workers = Arc::new(workers);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let workers = Arc::clone(&workers);
+        tasks.spawn(async move { ask(&workers, "bob").await });
+    }
+    assert!(tasks.join_all().await.iter().all(|answer| *answer == Answer::Ok(None)));
+    assert!(peak.load(Ordering::SeqCst) <= 3);
+}
+
+#[tokio::test]
+async fn real_accounts_are_found() {
+    let (ours, theirs) = StdStream::pair().unwrap();
+    std::thread::spawn(move || backend::serve(theirs));
+    let once = Mutex::new(Some(ours));
+    let spawner: Spawner = Arc::new(move || {
+        once.lock().unwrap().take().map(|stream| (stream, None)).ok_or_else(|| io::ErrorKind::NotFound.into())
+    });
+    let workers = Workers::with_spawner(limits(1, 100, Duration::from_secs(5)), spawner);
+    let root = workers.passwd("root").await.unwrap().unwrap();
+    assert_eq!((root.uid, root.name.as_str()), (0, "root"));
+    assert_eq!(workers.passwd("no-such-user-here").await, Ok(None));
+}
