@@ -1,0 +1,417 @@
+//! Durable delivery of one message to local recipients.
+//!
+//! Order:     for every recipient write and fsync in `tmp`; then rename all, fsync the directories; then 250.
+//!            A failure before the first rename leaves nothing behind.
+//! Memory:    at most [`PIECE`] of the message is held; more goes to disk while it comes in.
+//! Threads:   all file work runs on blocking threads; small messages take one hop.
+//! Partly:    SMTP has one answer for all, so one recipient's trouble fails all. LMTP answers each.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use maildir::{Delivery, Maildir, Staged};
+use smtp::{Reply, Status};
+
+use crate::trace::{self, Header};
+
+/// Message bytes collected before they go to disk.
+const PIECE: usize = 64 * 1024;
+
+/// Where one recipient's copy goes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Target {
+    /// Canonical user name.
+    pub(crate) user: String,
+    /// Root of the Maildir.
+    pub(crate) maildir: PathBuf,
+}
+
+/// The fields put in front of the message.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    /// `Return-Path:`, first of all.
+    pub(crate) return_path: String,
+    /// `Received:`.
+    pub(crate) received: String,
+    /// On submission: what `Date:` and `Message-ID:` are made of.
+    pub(crate) complete: Option<Completion>,
+}
+
+/// Material for the fields a submitted message may lack.
+#[derive(Clone, Debug)]
+pub(crate) struct Completion {
+    pub(crate) date: String,
+    pub(crate) id: String,
+    pub(crate) hostname: String,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(crate) enum Delivered {
+    /// One result for each accepted recipient, in order.
+    Each(Vec<Result<(), Failure>>),
+    /// The message itself is refused.
+    Refused(Reply),
+}
+
+/// Why one recipient did not get it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Failure {
+    pub(crate) reply: Reply,
+    text: String,
+}
+
+/// A message on its way in.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    envelope: Envelope,
+    /// For each accepted recipient, which of `copies` is its own: two addresses of one user share a copy.
+    recipients: Vec<usize>,
+    copies: Vec<Copy>,
+    pending: Vec<u8>,
+    started: bool,
+    size: u64,
+    refused: Option<Reply>,
+}
+
+#[derive(Debug)]
+struct Copy {
+    target: Target,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting,
+    Open(Box<Delivery>),
+    Staged(Box<Staged>),
+    Done,
+    Failed(Failure),
+}
+
+impl Incoming {
+    pub(crate) fn new(envelope: Envelope, targets: Vec<Target>) -> Self {
+        let mut copies: Vec<Copy> = Vec::new();
+        let mut known = HashMap::new();
+        let mut recipients = Vec::with_capacity(targets.len());
+        for target in targets {
+            let index = *known.entry(target.maildir.clone()).or_insert(copies.len());
+            if index == copies.len() {
+                copies.push(Copy { target, state: State::Waiting });
+            }
+            recipients.push(index);
+        }
+        Self { envelope, recipients, copies, pending: Vec::new(), started: false, size: 0, refused: None }
+    }
+
+    /// Bytes taken so far.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// More of the message.
+    pub(crate) async fn write(self, bytes: &[u8]) -> Self {
+        let mut message = self;
+        message.size = message.size.saturating_add(bytes.len() as u64);
+        message.pending.extend_from_slice(bytes);
+        if message.pending.len() < PIECE {
+            return message;
+        }
+        let fallback = message.emptied();
+        blocking(move || {
+            message.flush(false);
+            message
+        })
+        .await
+        .unwrap_or(fallback)
+    }
+
+    /// The end. `each`: recipients fail on their own (LMTP).
+    pub(crate) async fn finish(self, each: bool) -> Delivered {
+        let fallback = self.emptied();
+        let message = blocking(move || {
+            let mut message = self;
+            message.flush(true);
+            if message.refused.is_none() {
+                message.stage();
+                message.commit(each);
+            }
+            message
+        })
+        .await
+        .unwrap_or(fallback);
+        match message.refused {
+            Some(reply) => Delivered::Refused(reply),
+            None => Delivered::Each(message.recipients.iter().map(|index| message.result(*index)).collect()),
+        }
+    }
+
+    /// Throws away what was written, off the runtime's threads.
+    pub(crate) fn abandon(self) {
+        if self.started {
+            drop(tokio::task::spawn_blocking(move || drop(self)));
+        }
+    }
+
+    /// What stands in should a blocking task die: every recipient failed.
+    fn emptied(&self) -> Self {
+        let copies = self.copies.iter().map(|copy| Copy {
+            target: copy.target.clone(),
+            state: State::Failed(Failure::internal("a delivery thread ended early")),
+        });
+        Self {
+            envelope: self.envelope.clone(),
+            recipients: self.recipients.clone(),
+            copies: copies.collect(),
+            pending: Vec::new(),
+            started: true,
+            size: self.size,
+            refused: None,
+        }
+    }
+
+    fn result(&self, index: usize) -> Result<(), Failure> {
+        match self.copies.get(index).map(|copy| &copy.state) {
+            Some(State::Done) => Ok(()),
+            Some(State::Failed(failure)) => Err(failure.clone()),
+            _ => Err(Failure::internal("the message was not delivered")),
+        }
+    }
+
+    /// Writes what is pending to every copy; the first time with the fields in front.
+    fn flush(&mut self, whole: bool) {
+        let pending = std::mem::take(&mut self.pending);
+        if !self.started {
+            self.started = true;
+            self.open(&pending, whole);
+        }
+        for copy in &mut self.copies {
+            if let State::Open(delivery) = &mut copy.state
+                && let Err(error) = delivery.write(&pending)
+            {
+                copy.state = State::Failed(error.into());
+            }
+        }
+    }
+
+    fn open(&mut self, front: &[u8], whole: bool) {
+        let header = Header::scan(front, whole);
+        if header.loops() {
+            // RFC 5321 §6.3
+            self.refused =
+                Some(Reply::new(554, Status(5, 4, 6), "Too many hops: the message runs in a circle"));
+            self.copies.clear();
+            return;
+        }
+        let mut common = self.envelope.received.clone();
+        if let Some(Completion { date, id, hostname }) = &self.envelope.complete {
+            common.push_str(&trace::missing_fields(&header, date, id, hostname));
+        }
+        for copy in &mut self.copies {
+            let own = format!("{}{}", self.envelope.return_path, trace::delivered_to(&copy.target.user));
+            let opened = Maildir::open_or_create(&copy.target.maildir).and_then(|maildir| {
+                let mut delivery = maildir.delivery()?;
+                delivery.write(own.as_bytes())?;
+                delivery.write(common.as_bytes())?;
+                Ok(delivery)
+            });
+            copy.state = match opened {
+                Ok(delivery) => State::Open(Box::new(delivery)),
+                Err(error) => State::Failed(error.into()),
+            };
+        }
+    }
+
+    fn stage(&mut self) {
+        for copy in &mut self.copies {
+            copy.state = match std::mem::replace(&mut copy.state, State::Waiting) {
+                State::Open(delivery) => match delivery.finish() {
+                    Ok(staged) => State::Staged(Box::new(staged)),
+                    Err(error) => State::Failed(error.into()),
+                },
+                other => other,
+            };
+        }
+    }
+
+    fn commit(&mut self, each: bool) {
+        let failed = self.copies.iter().find_map(|copy| match &copy.state {
+            State::Failed(failure) => Some(failure.clone()),
+            _ => None,
+        });
+        if let Some(failure) = failed.filter(|_| !each) {
+            for copy in &mut self.copies {
+                copy.state = State::Failed(failure.clone());
+            }
+            return;
+        }
+        let mut staged = Vec::new();
+        let mut owners = Vec::new();
+        for copy in &mut self.copies {
+            match std::mem::replace(&mut copy.state, State::Waiting) {
+                State::Staged(one) => {
+                    staged.push(*one);
+                    owners.push(copy);
+                }
+                other => copy.state = other,
+            }
+        }
+        let (committed, failure) = match maildir::commit_all(staged) {
+            Ok(()) => (owners.len(), None),
+            Err(error) => (error.committed, Some(Failure::from(error.error))),
+        };
+        for (index, copy) in owners.into_iter().enumerate() {
+            copy.state = match &failure {
+                Some(failure) if index >= committed => State::Failed(failure.clone()),
+                _ => State::Done,
+            };
+        }
+    }
+}
+
+impl Failure {
+    fn internal(text: &str) -> Self {
+        Self { reply: LATER, text: text.to_owned() }
+    }
+}
+
+impl From<maildir::Error> for Failure {
+    fn from(error: maildir::Error) -> Self {
+        let reply = match &error {
+            maildir::Error::NoSpace(_) => Reply::new(452, Status(4, 3, 1), "Insufficient system storage"),
+            maildir::Error::OverQuota => Reply::new(452, Status(4, 2, 2), "Mailbox is full"),
+            _ => LATER,
+        };
+        Self { reply, text: error.to_string() }
+    }
+}
+
+const LATER: Reply = Reply::new(451, Status(4, 3, 0), "Delivery failed for now, try again later");
+
+/// Runs file work on a blocking thread; `None` when that thread panicked.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Some(result),
+        Err(error) => {
+            tracing::error!(%error, "a delivery thread ended early");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn envelope(complete: bool) -> Envelope {
+        let complete =
+            complete.then(|| Completion { date: "D".into(), id: "i.1".into(), hostname: "h".into() });
+        Envelope { return_path: "Return-Path: <>\r\n".into(), received: "Received: x\r\n".into(), complete }
+    }
+
+    fn target(root: &Path, user: &str) -> Target {
+        Target { user: user.into(), maildir: root.join(user).join("Maildir") }
+    }
+
+    fn stored(root: &Path, user: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(root.join(user).join("Maildir/new")) else { return Vec::new() };
+        entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect()
+    }
+
+    fn leftovers(root: &Path, user: &str) -> usize {
+        std::fs::read_dir(root.join(user).join("Maildir/tmp")).map_or(0, Iterator::count)
+    }
+
+    #[tokio::test]
+    async fn every_recipient_gets_a_copy_and_two_addresses_of_one_user_share_it() {
+        let root = tempfile::tempdir().unwrap();
+        let targets = vec![target(root.path(), "a"), target(root.path(), "b"), target(root.path(), "a")];
+        let message = Incoming::new(envelope(true), targets);
+        let message = message.write(b"Subject: x\r\n\r\nhel").await.write(b"lo\r\n").await;
+        assert_eq!(message.size(), 21);
+        let Delivered::Each(results) = message.finish(false).await else { panic!() };
+        assert!(results.len() == 3 && results.iter().all(Result::is_ok));
+        for user in ["a", "b"] {
+            let text = format!(
+                "Return-Path: <>\nDelivered-To: {user}\nReceived: x\nDate: D\nMessage-ID: <i.1@h>\nSubject: x\n\nhello\n"
+            );
+            assert_eq!(stored(root.path(), user), [text]);
+        }
+    }
+
+    #[tokio::test]
+    async fn long_messages_arrive_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let mut message = Incoming::new(envelope(false), vec![target(root.path(), "a")]);
+        let body = format!("{}\r\n", "0123456789".repeat(7)).repeat(10_000);
+        for piece in body.as_bytes().chunks(10_007) {
+            message = message.write(piece).await;
+            assert!(message.pending.len() < PIECE);
+        }
+        assert!(matches!(message.finish(false).await, Delivered::Each(r) if r.iter().all(Result::is_ok)));
+        let text = stored(root.path(), "a").remove(0).replace('\n', "\r\n");
+        assert_eq!(
+            text.strip_prefix("Return-Path: <>\r\nDelivered-To: a\r\nReceived: x\r\n"),
+            Some(body.as_str())
+        );
+    }
+
+    #[tokio::test]
+    async fn one_failure_fails_all_and_leaves_nothing_unless_each_is_answered() {
+        let root = tempfile::tempdir().unwrap();
+        // A file where the second user's folder should be.
+        std::fs::write(root.path().join("b"), "").unwrap();
+        let targets = || vec![target(root.path(), "a"), target(root.path(), "b")];
+        let message = Incoming::new(envelope(false), targets()).write(&[b'x'; 100_000]).await;
+        let Delivered::Each(results) = message.finish(false).await else { panic!() };
+        assert!(results.iter().all(|r| r.as_ref().is_err_and(|f| f.reply.code() == 451)), "{results:?}");
+        assert!(stored(root.path(), "a").is_empty());
+        assert_eq!(leftovers(root.path(), "a"), 0);
+
+        let message = Incoming::new(envelope(false), targets()).write(b"x\r\n").await;
+        let Delivered::Each(results) = message.finish(true).await else { panic!() };
+        assert!(results[0].is_ok() && results[1].is_err());
+        assert_eq!(stored(root.path(), "a").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn abandoned_messages_leave_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let message =
+            Incoming::new(envelope(false), vec![target(root.path(), "a")]).write(&[b'x'; 100_000]).await;
+        assert_eq!(leftovers(root.path(), "a"), 1);
+        message.abandon();
+        for _ in 0..1000 {
+            if leftovers(root.path(), "a") == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("the staged file is still there");
+    }
+
+    #[tokio::test]
+    async fn loops_are_refused_and_store_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let message = Incoming::new(envelope(false), vec![target(root.path(), "a")]);
+        let message = message.write("Received: x\r\n".repeat(101).as_bytes()).await;
+        assert!(matches!(message.finish(false).await, Delivered::Refused(reply) if reply.code() == 554));
+        assert!(stored(root.path(), "a").is_empty());
+    }
+
+    #[test]
+    fn replies_to_store_errors() {
+        for (error, code, detail) in [
+            (maildir::Error::NoSpace("x".into()), 452, Status(4, 3, 1)),
+            (maildir::Error::OverQuota, 452, Status(4, 2, 2)),
+            (maildir::Error::Permission("x".into()), 451, Status(4, 3, 0)),
+        ] {
+            let failure = Failure::from(error);
+            assert_eq!((failure.reply.code(), failure.reply.status()), (code, Some(detail)));
+        }
+    }
+}
