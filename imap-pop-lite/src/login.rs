@@ -1,0 +1,202 @@
+//! Logins: what the two protocols need of the authentication daemon.
+//!
+//! The daemon decides; nothing here knows a password or a user file. The trait exists so that the
+//! protocols can be tried without a daemon.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use auth_client::{AuthClient, AuthRequest, FailCode, Flags, Secured, Step};
+use tls_config::ChannelBinding;
+
+use crate::stream::TlsFacts;
+
+/// A boxed future; logins are rare enough.
+pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A login to try.
+pub(crate) struct Attempt {
+    pub(crate) mechanism: String,
+    pub(crate) initial: Option<Vec<u8>>,
+    pub(crate) service: &'static str,
+    pub(crate) session: String,
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    /// Nothing without TLS.
+    pub(crate) tls: Option<TlsFacts>,
+}
+
+/// Where a login stands.
+pub(crate) enum Verdict {
+    Challenge(Box<dyn Exchange>, Vec<u8>),
+    Welcome(Welcome),
+    Denied(Denied),
+}
+
+/// Who logged in.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Welcome {
+    /// Canonical name.
+    pub(crate) user: String,
+    pub(crate) home: Option<PathBuf>,
+    pub(crate) mail: Option<String>,
+    /// The mechanism's last data.
+    pub(crate) final_data: Option<Vec<u8>>,
+}
+
+/// Why not, in the classes every door shares.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Denied {
+    /// Unknown, wrong, locked: one answer for all.
+    Credentials,
+    /// The right password, but not as that other user.
+    Authorization,
+    /// The right password, expired.
+    Expired,
+    /// The right password of a disabled account.
+    Disabled,
+    /// Try again later.
+    Unavailable,
+    /// The exchange itself was broken.
+    Malformed,
+}
+
+/// A login that waits for the client. Dropping it cancels the login.
+pub(crate) trait Exchange: Send {
+    fn respond(self: Box<Self>, data: Vec<u8>) -> Later<'static, Verdict>;
+}
+
+/// The authentication daemon.
+pub(crate) trait Logins: Send + Sync {
+    /// Mechanisms to offer, upper case.
+    fn mechanisms(&self) -> Later<'_, Option<Vec<String>>>;
+    fn attempt(&self, attempt: Attempt) -> Later<'_, Verdict>;
+}
+
+/// The real daemon.
+pub(crate) struct Daemon(pub(crate) AuthClient);
+
+impl Logins for Daemon {
+    fn mechanisms(&self) -> Later<'_, Option<Vec<String>>> {
+        Box::pin(async {
+            match self.0.mechanisms().await {
+                Ok(list) => Some(
+                    list.iter()
+                        .filter(|m| !m.flags.contains(Flags::PRIVATE))
+                        .map(|m| m.name.as_str().to_owned())
+                        .collect(),
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot ask for mechanisms");
+                    None
+                }
+            }
+        })
+    }
+
+    fn attempt(&self, attempt: Attempt) -> Later<'_, Verdict> {
+        let mut request = AuthRequest::new(attempt.mechanism, attempt.service);
+        request.session = Some(attempt.session);
+        request.lip = Some(attempt.local.ip().to_canonical());
+        request.lport = Some(attempt.local.port());
+        request.rip = Some(attempt.remote.ip().to_canonical());
+        request.rport = Some(attempt.remote.port());
+        request.initial_response = attempt.initial.map(Into::into);
+        let mut binding = ChannelBinding::default();
+        if let Some(tls) = attempt.tls {
+            request.secured = Some(Secured::Tls);
+            request.sni = tls.sni;
+            binding = tls.binding;
+        }
+        Box::pin(async move {
+            let answer = self.0.authenticate(request).await;
+            settle(self.0.clone(), binding, answer).await
+        })
+    }
+}
+
+/// A login at the real daemon.
+struct Pending {
+    client: AuthClient,
+    binding: ChannelBinding,
+    exchange: auth_client::Exchange,
+}
+
+impl Exchange for Pending {
+    fn respond(self: Box<Self>, data: Vec<u8>) -> Later<'static, Verdict> {
+        Box::pin(async move {
+            let Self { client, binding, exchange } = *self;
+            let answer = match exchange.channel_binding().map(|kind| bound(&binding, kind)) {
+                None => exchange.respond(&data).await,
+                Some(Some(bytes)) => exchange.respond_bound(&data, &bytes).await,
+                Some(None) => return Verdict::Denied(Denied::Malformed),
+            };
+            settle(client, binding, answer).await
+        })
+    }
+}
+
+fn bound(binding: &ChannelBinding, kind: &str) -> Option<Vec<u8>> {
+    match kind {
+        "tls-exporter" => binding.exporter.map(|bytes| bytes.to_vec()),
+        "tls-server-end-point" => binding.server_end_point.clone(),
+        _ => None,
+    }
+}
+
+async fn settle(
+    client: AuthClient,
+    binding: ChannelBinding,
+    mut answer: Result<Step, auth_client::Error>,
+) -> Verdict {
+    loop {
+        match answer {
+            // Only the channel binding is wanted: the client is not asked.
+            Ok(Step::Challenge(exchange, _)) if exchange.is_out_of_band() => {
+                let bytes = exchange.channel_binding().and_then(|kind| bound(&binding, kind));
+                match bytes {
+                    Some(bytes) => answer = exchange.respond_bound(b"", &bytes).await,
+                    None => return Verdict::Denied(Denied::Malformed),
+                }
+            }
+            Ok(Step::Challenge(exchange, data)) => {
+                return Verdict::Challenge(Box::new(Pending { client, binding, exchange }), data);
+            }
+            Ok(Step::Failed(failure)) => {
+                return Verdict::Denied(match failure.code {
+                    Some(FailCode::TempFail) => Denied::Unavailable,
+                    Some(FailCode::AuthzFail) => Denied::Authorization,
+                    Some(FailCode::UserDisabled) => Denied::Disabled,
+                    Some(FailCode::PassExpired) => Denied::Expired,
+                    Some(FailCode::InvalidBase64) => Denied::Malformed,
+                    _ => Denied::Credentials,
+                });
+            }
+            Ok(Step::Ok(login)) => return fetch(&client, login).await,
+            Err(error) => {
+                let temporary = error.is_temporary();
+                tracing::warn!(%error, "login could not be checked");
+                return Verdict::Denied(if temporary { Denied::Unavailable } else { Denied::Malformed });
+            }
+        }
+    }
+}
+
+/// The right password is not enough: home and mail come from the session socket.
+async fn fetch(client: &AuthClient, login: auth_client::Login) -> Verdict {
+    match client.session(&login).await {
+        Ok(record) => Verdict::Welcome(Welcome {
+            user: record.user,
+            home: record.home,
+            mail: record.mail,
+            final_data: login.final_data,
+        }),
+        Err(error) => {
+            // Also a user without a record: the password was right, so this is ours to repair.
+            tracing::error!(%error, user = login.user, "no user record after a login");
+            Verdict::Denied(Denied::Unavailable)
+        }
+    }
+}
