@@ -1,0 +1,130 @@
+//! The commands, one file each, and the way from arguments to an exit code.
+
+mod auth;
+mod completions;
+mod config;
+mod hash;
+mod man;
+mod reload;
+mod run;
+mod status;
+mod stop;
+mod user;
+
+use std::ffi::OsString;
+
+use boot::ExitCode;
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::cli::{Cli, Command};
+use crate::output;
+
+/// Parses the arguments and does what they say.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(with_default_command(std::env::args_os().collect())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, the rest are mistakes; clap prints both and knows which.
+            let _ = error.print();
+            return if error.use_stderr() { boot::exit::USAGE } else { boot::exit::OK };
+        }
+    };
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => output::failure(&error, json),
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let (place, json) = (&cli.place, cli.json);
+    match cli.command {
+        Command::Run(args) => run::run(place, &args, json),
+        Command::Status => status::status(place, json),
+        Command::Reload => reload::reload(place, json),
+        Command::Stop => stop::stop(place, json),
+        Command::Config(command) => config::config(place, &command, json),
+        Command::User(command) => user::user(place, &command, json),
+        Command::Auth(command) => auth::auth(place, &command, json),
+        Command::Hash(args) => hash::hash(&args, json),
+        Command::Completions { shell } => completions::completions(shell),
+        Command::Man { folder } => man::man(folder.as_deref()),
+    }
+}
+
+/// Without a command the stack is run: `postern --port-base 2000` is `postern run --port-base 2000`.
+fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
+    let asks_clap = |arg: &OsString| {
+        let arg = arg.to_string_lossy();
+        matches!(arg.as_ref(), "-h" | "--help" | "-V" | "--version" | "help")
+            || Cli::command().get_subcommands().any(|command| command.get_name() == arg)
+    };
+    let mistyped = args.get(1).is_some_and(|arg| !arg.to_string_lossy().starts_with('-'));
+    if !mistyped && !args.iter().skip(1).any(asks_clap) {
+        args.insert(1.min(args.len()), "run".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_default_command;
+    use crate::cli::{Cli, Command};
+    use clap::{CommandFactory as _, Parser as _};
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_run() {
+        for (given, expected) in [
+            (vec!["postern"], vec!["postern", "run"]),
+            (vec!["postern", "--port-base", "2000"], vec!["postern", "run", "--port-base", "2000"]),
+            (vec!["postern", "--json", "status"], vec!["postern", "--json", "status"]),
+            (vec!["postern", "--help"], vec!["postern", "--help"]),
+            (vec!["postern", "statsu"], vec!["postern", "statsu"]),
+        ] {
+            let made = with_default_command(given.iter().map(Into::into).collect());
+            assert_eq!(made, expected);
+        }
+    }
+
+    #[test]
+    fn arguments_as_documented() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        let line = "postern run --state-dir d --hostname h.example --port-base 0 --listen 127.0.0.1,::1 \
+                    --first-user bob --first-password-file f --run-as nobody --self-test --log-level debug";
+        let Command::Run(args) = parse(line).expect("right").command else { panic!("not run") };
+        assert_eq!((args.port_base, args.listen.len(), args.self_test), (Some(0), 2, true));
+        for right in [
+            "postern user add bob --password-stdin --state-dir d",
+            "postern --config c user list --json",
+            "postern auth test bob --password-stdin --state-dir d",
+            "postern auth test bob --mech LOGIN --service imap --socket /run/saslauthd/mux --mux",
+            "postern auth explain bob --service smtp --ip 192.0.2.1",
+            "postern auth cache flush bob eve",
+            "postern auth penalty clear",
+            "postern hash --scheme SSHA256",
+            "postern hash --scheme DIGEST-MD5 --user bob@example.org",
+            "postern hash verify --user bob --stored-file f",
+            "postern hash verify-table f.tsv",
+            "postern config show --defaults",
+            "postern config reference --sample",
+            "postern completions bash",
+        ] {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "postern run --port-base 65000",
+            "postern run --listen localhost",
+            "postern run --config c --state-dir d",
+            "postern user add",
+            "postern hash",
+            "postern hash --scheme X verify --stored-file f",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `postern user add|passwd|remove|list`: the daemon notices the changed file by itself.
+
+use boot::{ExitCode, exit};
+use creds::Secret;
+
+use crate::cli::{PassdbArgs, PasswordArgs, PlaceArgs, UserCommand};
+use crate::place::Place;
+use crate::users::UserFile;
+use crate::{output, passwords};
+
+/// Changes or lists the users.
+pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyhow::Result<ExitCode> {
+    let file = |which: &PassdbArgs| -> anyhow::Result<UserFile> {
+        let settings = Place::find_for_admin(place)?.settings()?;
+        UserFile::of(&settings, which.passdb.as_deref())
+    };
+    match command {
+        UserCommand::Add { name, password, which } => {
+            let file = file(which)?;
+            let key = file.key(name)?;
+            file.add(&key, stored(&file, &key, password)?)?;
+            done(&file, &key, "added", json)
+        }
+        UserCommand::Passwd { name, password, which } => {
+            let file = file(which)?;
+            let key = file.key(name)?;
+            file.set_password(&key, &stored(&file, &key, password)?)?;
+            done(&file, &key, "changed", json)
+        }
+        UserCommand::Remove { name, which } => {
+            let file = file(which)?;
+            let key = file.key(name)?;
+            file.remove(&key)?;
+            done(&file, &key, "removed", json)
+        }
+        UserCommand::List { which } => {
+            let listed = file(which)?.list()?;
+            if json {
+                output::json(&listed)?;
+            } else {
+                let rows: Vec<Vec<String>> = listed
+                    .into_iter()
+                    .map(|user| vec![user.user, user.scheme, user.home.unwrap_or_default()])
+                    .collect();
+                output::raw(output::table(&["USER", "SCHEME", "HOME"], &rows));
+            }
+            Ok(exit::OK)
+        }
+    }
+}
+
+fn stored(file: &UserFile, key: &str, args: &PasswordArgs) -> anyhow::Result<Secret> {
+    // A wrong scheme is told before anybody types a password.
+    passwords::scheme(&args.scheme)?;
+    let password = if args.password_stdin { passwords::from_stdin()? } else { passwords::from_terminal()? };
+    if password.expose().is_empty() {
+        return Err(exit::Coded::new(exit::USAGE, "the password is empty; give one").into());
+    }
+    passwords::stored(&args.scheme, &file.canonical(key), &password)
+}
+
+fn done(file: &UserFile, key: &str, what: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let user = file.canonical(key);
+    if json {
+        output::json(&serde_json::json!({ "user": user, "done": what, "file": file.path() }))?;
+    } else {
+        output::line(format!("{what} {user} in {}", file.path().display()));
+    }
+    Ok(exit::OK)
+}
