@@ -13,6 +13,7 @@ mod check;
 mod codec;
 mod embedded;
 mod errors;
+mod guarded;
 mod load;
 mod nearest;
 mod reference;

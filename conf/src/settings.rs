@@ -302,6 +302,9 @@ tables! {
         max_literal: u64 => Size = 64 * MIB;
         /// Longest command line.
         max_line: u64 => Size = 64 * KIB;
+        /// What stands between the levels of a folder name. Names cannot hold it, nor a `.`, which is what
+        /// Maildirs use. A Dovecot without a `separator` setting shows `.`: keep that for clients that come from one.
+        separator: Separator => Choice<Separator> = Separator::Slash;
     }
 
     /// Addresses of the IMAP server with one behaviour.
@@ -358,6 +361,14 @@ choices! {
         Json = "json",
         /// Fields for systemd's journal.
         Journald = "journald",
+    }
+
+    /// Hierarchy separator of folder names on the wire.
+    pub enum Separator {
+        /// `Lists/rust`.
+        Slash = "/" default,
+        /// `Lists.rust`, as Maildirs have it on disk.
+        Dot = ".",
     }
 
     /// A version of TLS.
@@ -495,6 +506,13 @@ drivers! {
             /// Also establish credentials.
             setcred: bool => Flag = false;
         }
+        /// A login at an IMAP server, in clear text: for servers of this machine or a network you trust.
+        Imap = "imap" {
+            /// Name or address of the server.
+            host: String => Text = String::new(), required "\"127.0.0.1\"";
+            /// Its port.
+            port: u32 => CountIn<1, 65_535> = 143;
+        }
     }
 }
 
@@ -559,4 +577,14 @@ type Addresses = crate::codec::OneOrMore<Address>;
 
 fn names(list: &[&str]) -> Vec<String> {
     list.iter().map(|&name| name.to_owned()).collect()
+}
+
+impl Separator {
+    /// The character itself.
+    pub fn letter(self) -> char {
+        match self {
+            Separator::Slash => '/',
+            Separator::Dot => '.',
+        }
+    }
 }

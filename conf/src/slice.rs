@@ -168,7 +168,7 @@ impl Settings {
         for passdb in &mut auth.passdb {
             if let PassdbDriver::Static { password_file, password_env, password, .. } = &mut passdb.driver {
                 if let Some(path) = password_file {
-                    let text = read("password of a static passdb", path)?;
+                    let text = read("password of a static passdb", path, &self.state_dir)?;
                     let text = text.strip_suffix('\n').unwrap_or(&text);
                     *password = Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)));
                 } else if let Some(name) = password_env {
@@ -233,8 +233,8 @@ impl Settings {
         let mut certificates = Vec::new();
         for certificate in &self.tls.certificate {
             certificates.push(PemPair {
-                chain: read("certificate", &certificate.chain)?,
-                key: Secret::new(read("key", &certificate.key)?),
+                chain: read("certificate", &certificate.chain, &self.state_dir)?,
+                key: Secret::new(read("key", &certificate.key, &self.state_dir)?),
             });
         }
         Ok(TlsMaterial { minimum: self.tls.minimum, certificates })
@@ -256,6 +256,10 @@ impl Settings {
     }
 }
 
-fn read(what: &'static str, path: &std::path::Path) -> Result<String, SliceError> {
-    std::fs::read_to_string(path).map_err(|source| SliceError::Read { what, path: path.to_owned(), source })
+fn read(what: &'static str, path: &std::path::Path, state: &std::path::Path) -> Result<String, SliceError> {
+    crate::guarded::read_to_string(path, state).map_err(|source| SliceError::Read {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -1,7 +1,8 @@
 //! Admission of connections: how many at all, how many from one address.
 //!
 //! Every front asks here before it spends memory on a connection. IPv6 peers are counted by /64, because one customer
-//! normally owns that many addresses; loopback is counted like everybody else.
+//! normally owns that many addresses; loopback is counted like everybody else. On unix sockets an account takes the
+//! place of the address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,7 +19,14 @@ struct Counters {
     total_limit: u32,
     address_limit: u32,
     total: u32,
-    by_address: HashMap<IpAddr, u32>,
+    by_peer: HashMap<Key, u32>,
+}
+
+/// Whom connections are counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Address(IpAddr),
+    Account(u32),
 }
 
 /// Why a connection is not admitted.
@@ -27,8 +35,8 @@ pub enum Refused {
     /// The daemon has as many connections as it may have.
     #[error("too many connections")]
     Total,
-    /// This address (or its /64) has as many connections as one may have.
-    #[error("too many connections from this address")]
+    /// This address (or its /64), or this account, has as many connections as one may have.
+    #[error("too many connections from this address or account")]
     Address,
 }
 
@@ -36,8 +44,9 @@ pub enum Refused {
 #[derive(Debug)]
 #[must_use = "the place is freed when the permit is dropped"]
 pub struct Permit {
-    counters: Arc<Mutex<Counters>>,
-    key: Option<IpAddr>,
+    /// None for places beside the limits.
+    counters: Option<Arc<Mutex<Counters>>>,
+    key: Option<Key>,
     _gauge: Option<crate::control::GaugeGuard>,
 }
 
@@ -45,7 +54,7 @@ impl Admission {
     /// Limits on all connections and on those of one address. 0 means no limit.
     pub fn new(total: u32, per_address: u32) -> Self {
         let counters =
-            Counters { total_limit: total, address_limit: per_address, total: 0, by_address: HashMap::new() };
+            Counters { total_limit: total, address_limit: per_address, total: 0, by_peer: HashMap::new() };
         Self(Arc::new(Mutex::new(counters)), None)
     }
 
@@ -61,14 +70,26 @@ impl Admission {
     /// # Errors
     /// Which limit is reached.
     pub fn admit(&self, ip: Option<IpAddr>) -> Result<Permit, Refused> {
-        let key = ip.map(accounting_key);
+        self.enter(ip.map(accounting_key), |counters| counters.address_limit)
+    }
+
+    /// Asks for a place for a process of this account on a unix socket. One account gets seven places of eight, so
+    /// that it cannot shut all others out.
+    ///
+    /// # Errors
+    /// Which limit is reached.
+    pub fn admit_account(&self, uid: u32) -> Result<Permit, Refused> {
+        self.enter(Some(Key::Account(uid)), |counters| counters.total_limit - counters.total_limit / 8)
+    }
+
+    fn enter(&self, key: Option<Key>, limit: impl FnOnce(&Counters) -> u32) -> Result<Permit, Refused> {
         let mut counters = lock(&self.0);
         if counters.total_limit != 0 && counters.total >= counters.total_limit {
             return Err(Refused::Total);
         }
         if let Some(key) = key {
-            let limit = counters.address_limit;
-            let here = counters.by_address.entry(key).or_insert(0);
+            let limit = limit(&counters);
+            let here = counters.by_peer.entry(key).or_insert(0);
             if limit != 0 && *here >= limit {
                 return Err(Refused::Address);
             }
@@ -77,7 +98,13 @@ impl Admission {
         counters.total += 1;
         drop(counters);
         let gauge = self.1.as_ref().map(Gauges::enter);
-        Ok(Permit { counters: Arc::clone(&self.0), key, _gauge: gauge })
+        Ok(Permit { counters: Some(Arc::clone(&self.0)), key, _gauge: gauge })
+    }
+
+    /// A place beside the limits, for processes of the stack itself on sockets that nobody else can open: strangers
+    /// who take all other places must not cut them off.
+    pub fn admit_own(&self) -> Permit {
+        Permit { counters: None, key: None, _gauge: self.1.as_ref().map(Gauges::enter) }
     }
 
     /// New limits after a reload. Connections already admitted stay.
@@ -95,10 +122,11 @@ impl Admission {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut counters = lock(&self.counters);
+        let Some(counters) = &self.counters else { return };
+        let mut counters = lock(counters);
         counters.total = counters.total.saturating_sub(1);
         let Some(key) = self.key else { return };
-        let left = match counters.by_address.get_mut(&key) {
+        let left = match counters.by_peer.get_mut(&key) {
             Some(count) => {
                 *count = count.saturating_sub(1);
                 *count
@@ -106,17 +134,17 @@ impl Drop for Permit {
             None => return,
         };
         if left == 0 {
-            counters.by_address.remove(&key);
+            counters.by_peer.remove(&key);
         }
     }
 }
 
 /// The address connections are counted under: IPv4 as it is (also when mapped into IPv6), IPv6 by its /64.
-fn accounting_key(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
+fn accounting_key(ip: IpAddr) -> Key {
+    Key::Address(match ip.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-    }
+    })
 }
 
 fn lock(counters: &Mutex<Counters>) -> MutexGuard<'_, Counters> {
@@ -163,6 +191,20 @@ mod tests {
         assert!(admission.admit(ip("192.0.2.2")).is_err());
         drop(permits);
         assert!(admission.admit(ip("192.0.2.1")).is_ok());
-        assert_eq!(lock(&admission.0).by_address.len(), 0);
+        assert_eq!(lock(&admission.0).by_peer.len(), 0);
+    }
+
+    #[test]
+    fn no_account_takes_all_places_and_own_processes_need_none() {
+        let admission = Admission::new(16, 0);
+        let mut held: Vec<_> = (0..14).map(|_| admission.admit_account(65_533).unwrap()).collect();
+        assert_eq!(admission.admit_account(65_533).unwrap_err(), Refused::Address);
+        held.push(admission.admit_account(1000).unwrap());
+        held.push(admission.admit(None).unwrap());
+        assert_eq!(admission.admit(None).unwrap_err(), Refused::Total);
+        drop(admission.admit_own());
+        assert_eq!(admission.connections(), 16);
+        drop(held);
+        assert_eq!(admission.connections(), 0);
     }
 }

@@ -143,7 +143,7 @@ fn bind_unix(
 ) -> Result<(OwnedFd, SocketFile), BindError> {
     let temporary = temporary_name(path)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
-    make_folders(folder).map_err(|source| io_error(folder, "making the folder", source))?;
+    make_folders(folder, owner).map_err(|source| io_error(folder, "making the folder", source))?;
     refuse_if_in_use(path)?;
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -184,15 +184,18 @@ fn temporary_name(path: &Path) -> Result<PathBuf, BindError> {
     Ok(path.with_file_name(temporary))
 }
 
-/// Makes missing folders, each with mode 0755 whatever the umask.
-fn make_folders(folder: &Path) -> io::Result<()> {
+/// Makes missing folders, each with mode 0755 whatever the umask. One called `private` is for the socket's owner
+/// alone: it is Postfix' folder, which Postfix makes at its first start like this and cannot use otherwise.
+fn make_folders(folder: &Path, owner: Option<u32>) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
     if let Some(parent) = folder.parent() {
-        make_folders(parent)?;
+        make_folders(parent, owner)?;
     }
-    match DirBuilder::new().mode(0o755).create(folder) {
+    let keeper = owner.filter(|_| folder.file_name().is_some_and(|name| name == "private"));
+    match DirBuilder::new().mode(if keeper.is_some() { 0o700 } else { 0o755 }).create(folder) {
+        Ok(()) if keeper.is_some() => std::os::unix::fs::lchown(folder, keeper, None),
         Ok(()) => std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),

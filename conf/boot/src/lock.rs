@@ -27,7 +27,12 @@ impl StateLock {
         let failed = |source| Error::PidFile { path: path.to_owned(), source };
         loop {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+            options
+                .read(true)
+                .write(true)
+                .create(true)
+                .mode(0o644)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
             let file = options.open(path).map_err(failed)?;
             let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
@@ -36,6 +41,11 @@ impl StateLock {
                 }
                 Err((_, error)) => return Err(failed(error.into())),
             };
+            // The folder's owner may have put something else there: another name of a file elsewhere, or a device.
+            let found = file.metadata().map_err(failed)?;
+            if !found.is_file() || found.nlink() > 1 {
+                return Err(failed(io::Error::other("it is not a file of its own")));
+            }
             // The former holder removes the file when it ends: then this one is no longer the file others see.
             if !is_at(&file, path).map_err(failed)? {
                 continue;
@@ -115,6 +125,10 @@ mod tests {
         let (target, path) = (folder.path().join("target"), folder.path().join("postern.pid"));
         std::fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(matches!(StateLock::acquire(&path), Err(Error::PidFile { .. })));
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::hard_link(&target, &path).unwrap();
         assert!(matches!(StateLock::acquire(&path), Err(Error::PidFile { .. })));
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
     }

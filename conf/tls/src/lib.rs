@@ -11,6 +11,7 @@ mod client;
 mod error;
 #[cfg(test)]
 mod handshake_tests;
+mod mutual;
 mod server;
 mod stream;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod testing;
 pub use certificate::{PemPair, Report, Warning, check};
 pub use client::{Client, TlsStream as ClientStream};
 pub use error::Error;
+pub use mutual::{MutualClient, MutualServer, check_name};
 pub use server::{Acceptor, HandshakeError, MinimumVersion, Options, Tls};
 pub use stream::{ChannelBinding, TlsInfo, TlsStream};
 
