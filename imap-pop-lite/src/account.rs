@@ -9,10 +9,6 @@ use maildir::{FolderName, Maildir, Store};
 
 use crate::login::Welcome;
 
-/// Hierarchy separator on the wire; the one Dovecot uses for Maildir++, so that moved accounts keep
-/// their folder names.
-pub(crate) const SEPARATOR: char = '.';
-
 /// Why a user's mail cannot be opened. The user hears of it as a temporary failure.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -37,6 +33,8 @@ pub(crate) struct Account {
     pub(crate) user: String,
     pub(crate) maildir: Maildir,
     pub(crate) store: Store,
+    /// Hierarchy separator on the wire.
+    pub(crate) separator: char,
 }
 
 /// What is the same for all accounts.
@@ -51,6 +49,8 @@ pub(crate) struct Places {
     pub(crate) default_domain: String,
     /// Folders to create.
     pub(crate) folders: Vec<String>,
+    /// Hierarchy separator on the wire: `imap.separator`.
+    pub(crate) separator: char,
 }
 
 impl Places {
@@ -141,7 +141,7 @@ impl Places {
         let root = self.root(who)?;
         let maildir = Maildir::open_or_create(&root)?;
         for name in &self.folders {
-            let folder = match FolderName::from_utf8(name, SEPARATOR) {
+            let folder = match FolderName::from_utf8(name, self.separator) {
                 Ok(folder) => folder,
                 Err(error) => {
                     tracing::warn!(folder = name, %error, "mail.create_folders has a name that cannot be");
@@ -158,7 +158,7 @@ impl Places {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Account { user: who.user.clone(), maildir, store: store.clone() })
+        Ok(Account { user: who.user.clone(), maildir, store: store.clone(), separator: self.separator })
     }
 }
 
@@ -181,6 +181,7 @@ mod tests {
             state_dir: "/state".into(),
             default_domain: "mail.example".into(),
             folders: Vec::new(),
+            separator: '/',
         }
     }
 

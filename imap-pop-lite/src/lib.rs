@@ -3,7 +3,7 @@
 //! Purpose:   one process that takes connections on the IMAP and POP3 listeners, speaks TLS, lets the
 //!            authentication daemon decide who comes in, and hosts the sessions on the Maildir store.
 //! Protocols: the `imap` and `pop3` crates speak them; nothing here parses or prints a line.
-//! Store:     the `maildir` crate is the only code that touches mail; its calls run on blocking threads.
+//! Store:     the `maildir` crate is the only code that touches mail; its calls run on threads of their own.
 //! Never:     look at a user file or keep a password; hold a thread, a lock or a whole message while a
 //!            client is waited for.
 
@@ -11,6 +11,7 @@
 
 mod account;
 mod budget;
+mod files;
 mod imap_host;
 mod login;
 mod pop3_host;
@@ -23,9 +24,6 @@ mod tests;
 
 use anyhow::Context as _;
 
-/// Threads that may wait for files at once.
-const FILE_THREADS: usize = 128;
-
 /// The daemon: called in its own process by the supervisor.
 ///
 /// # Errors
@@ -34,7 +32,6 @@ pub fn main(start: boot::Start) -> anyhow::Result<()> {
     let slice = conf::ImapSlice::from_json(&start.slice).context("reading the configuration slice")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(FILE_THREADS)
         .thread_name("imap")
         .build()
         .context("starting the runtime")?;

@@ -33,6 +33,8 @@ pub(crate) enum Verdict {
     Challenge(Box<dyn Exchange>, Vec<u8>),
     Welcome(Welcome),
     Denied(Denied),
+    /// The right password of a user who may not log in here; with a text for the user, if there is one.
+    NoLogin(String),
 }
 
 /// Who logged in.
@@ -173,6 +175,10 @@ async fn settle(
                     Some(FailCode::InvalidBase64) => Denied::Malformed,
                     _ => Denied::Credentials,
                 });
+            }
+            // A user who is proxied elsewhere has no mail here.
+            Ok(Step::Ok(login)) if login.field("nologin").or(login.field("proxy")).is_some() => {
+                return Verdict::NoLogin(login.field("reason").unwrap_or_default().to_owned());
             }
             Ok(Step::Ok(login)) => return fetch(&client, login).await,
             Err(error) => {

@@ -56,11 +56,13 @@ pub(crate) async fn serve(
     );
     if let Some(mut mail) = host.drop.take() {
         // What was read stays read, however the session ended.
-        let _ = tokio::task::spawn_blocking(move || {
-            mail.mark_seen();
-            drop(mail);
-        })
-        .await;
+        let files = host.shared.files.clone();
+        files
+            .run(move || {
+                mail.mark_seen();
+                drop(mail);
+            })
+            .await;
     }
 }
 
@@ -243,6 +245,10 @@ impl Host {
                     Denied::Malformed => LoginFailureCode::Malformed,
                 }))
             }
+            Verdict::NoLogin(text) => {
+                tracing::info!(session = %self.peer.session, reason = text, "pop3 login refused by nologin");
+                Outcome::LoginFailed(LoginFailure { code: LoginFailureCode::Disabled, text })
+            }
         };
         self.session.resume(outcome, Instant::now());
     }
@@ -255,9 +261,9 @@ impl Host {
         let shared = Arc::clone(&self.shared);
         let places = self.live.places.clone();
         let user = who.user.clone();
-        let opened = tokio::task::spawn_blocking(move || Inbox::open(&shared, &places, &who)).await;
+        let opened = self.shared.files.run(move || Inbox::open(&shared, &places, &who)).await;
         let outcome = match opened {
-            Ok(Ok((mail, maildrop))) => {
+            Some(Ok((mail, maildrop))) => {
                 tracing::info!(
                     session = %self.peer.session,
                     user,
@@ -270,13 +276,13 @@ impl Host {
                 self.drop = Some(Box::new(mail));
                 Outcome::Opened(maildrop)
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail");
                 let locked = matches!(error.downcast_ref(), Some(maildir::Error::Locked(_)));
                 let code = if locked { LoginFailureCode::InUse } else { LoginFailureCode::Mailbox };
                 Outcome::LoginFailed(LoginFailure::from(code))
             }
-            Err(_) => broken(),
+            None => broken(),
         };
         self.session.resume(outcome, Instant::now());
     }
@@ -286,14 +292,19 @@ impl Host {
             self.drop.as_ref().and_then(|mail| Some((Arc::clone(&mail.mailbox), *mail.uids.get(index)?)));
         let opened = match found {
             None => None,
-            Some((mailbox, uid)) => tokio::task::spawn_blocking(move || {
-                let opened = mailbox.open(uid)?;
-                let first = read_range(&opened.file, 0, opened.size.min(PIECE))
-                    .map_err(|source| maildir::Error::Io { what: "read", path: "message".into(), source })?;
-                Ok::<_, maildir::Error>((uid, Arc::new(opened.file), opened.size, first))
-            })
-            .await
-            .ok(),
+            Some((mailbox, uid)) => {
+                self.shared
+                    .files
+                    .run(move || {
+                        let opened = mailbox.open(uid)?;
+                        let first =
+                            read_range(&opened.file, 0, opened.size.min(PIECE)).map_err(|source| {
+                                maildir::Error::Io { what: "read", path: "message".into(), source }
+                            })?;
+                        Ok::<_, maildir::Error>((uid, Arc::new(opened.file), opened.size, first))
+                    })
+                    .await
+            }
         };
         match opened {
             Some(Ok((uid, file, size, first))) => {
@@ -337,8 +348,8 @@ impl Host {
             }
             let file = Arc::clone(file);
             let end = (sent + PIECE).min(size);
-            piece = match tokio::task::spawn_blocking(move || read_range(&file, sent, end)).await {
-                Ok(Ok(piece)) if !piece.is_empty() => piece,
+            piece = match self.shared.files.run(move || read_range(&file, sent, end)).await {
+                Some(Ok(piece)) if !piece.is_empty() => piece,
                 _ => {
                     // Half a message must not look like a whole one.
                     tracing::error!(session = %self.peer.session, "message cannot be read to its end");
@@ -355,13 +366,13 @@ impl Host {
         let failed = || Outcome::Failed { code: Some(Code::SysTemp), text: "Internal error.".to_owned() };
         let outcome = match self.drop.take() {
             None => failed(),
-            Some(mut mail) => match tokio::task::spawn_blocking(move || mail.update(&deleted)).await {
-                Ok(Ok(complete)) => Outcome::Updated { complete },
-                Ok(Err(error)) => {
+            Some(mut mail) => match self.shared.files.run(move || mail.update(&deleted)).await {
+                Some(Ok(complete)) => Outcome::Updated { complete },
+                Some(Err(error)) => {
                     tracing::warn!(session = %self.peer.session, %error, "deleted messages were not removed");
                     Outcome::Updated { complete: false }
                 }
-                Err(_) => failed(),
+                None => failed(),
             },
         };
         self.session.resume(outcome, Instant::now());

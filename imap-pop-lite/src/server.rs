@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::account::Places;
 use crate::budget::Budget;
+use crate::files::Files;
 use crate::login::{Daemon, Logins};
 use crate::stream::Connection;
 use crate::{imap_host, pop3_host};
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) imap_tls: Acceptor,
     pub(crate) pop3_tls: Acceptor,
     pub(crate) budget: Budget,
+    pub(crate) files: Files,
     tls: Tls,
     admission: Admission,
     connections: AtomicU64,
@@ -84,7 +86,7 @@ impl Live {
             mechanisms: mechanisms.to_vec(),
             login_timeout: slice.imap.login_timeout,
             idle_timeout: slice.imap.idle_timeout,
-            separator: crate::account::SEPARATOR,
+            separator: slice.imap.separator.letter(),
         };
         let mut pop3 = pop3::Config::new(slice.hostname.clone());
         pop3.mechanisms = mechanisms.to_vec();
@@ -96,6 +98,7 @@ impl Live {
             state_dir: slice.state_dir.clone(),
             default_domain: slice.hostname.clone(),
             folders: slice.mail.create_folders.clone(),
+            separator: slice.imap.separator.letter(),
         };
         Self { imap: Arc::new(imap), pop3: Arc::new(pop3), places, logins, slice: Arc::new(slice) }
     }
@@ -143,6 +146,7 @@ impl Shared {
             imap_tls,
             pop3_tls,
             budget: Budget::new(MESSAGE_MEMORY),
+            files: Files::new(),
             tls,
             admission,
             connections: AtomicU64::new(0),

@@ -233,8 +233,8 @@ pub struct ListEntry {
     pub separator: Option<char>,
     /// Decoded name; empty only in the answer to `LIST "" ""`.
     pub name: String,
-    /// `("CHILDINFO" ("SUBSCRIBED"))` (RFC 5258 §3.5).
-    pub child_info_subscribed: bool,
+    /// `("CHILDINFO" ("SUBSCRIBED"))`: selection options that children meet (RFC 5258 §3.5).
+    pub child_info: Vec<&'static str>,
 }
 
 /// The answer to STATUS.
@@ -370,8 +370,8 @@ impl ListEntry {
             None => write!(out, " NIL "),
         };
         put_astring(out, crate::name::encode_mutf7(&self.name).as_bytes());
-        if self.child_info_subscribed {
-            out.extend_from_slice(b" (\"CHILDINFO\" (\"SUBSCRIBED\"))");
+        if !self.child_info.is_empty() {
+            let _ = write!(out, " (\"CHILDINFO\" (\"{}\"))", self.child_info.join("\" \""));
         }
     }
 }
@@ -623,7 +623,7 @@ mod tests {
                     attributes: vec!["\\HasNoChildren", "\\Sent"],
                     separator: Some('.'),
                     name: "Entwürfe".into(),
-                    child_info_subscribed: false,
+                    child_info: Vec::new(),
                 }),
                 "* LIST (\\HasNoChildren \\Sent) \".\" Entw&APw-rfe\r\n",
             ),
@@ -632,7 +632,7 @@ mod tests {
                     attributes: vec!["\\Noselect"],
                     separator: Some('.'),
                     name: String::new(),
-                    child_info_subscribed: false,
+                    child_info: Vec::new(),
                 }),
                 "* LIST (\\Noselect) \".\" \"\"\r\n",
             ),

@@ -6,23 +6,23 @@ use imap::{ListCommand, ListEntry, ListPattern, MailboxName, Response, StatusDat
 use maildir::{FolderEntry, FolderName};
 
 use super::mail::{Mail, attribute};
-use crate::account::SEPARATOR;
 
 impl Mail {
     pub(super) fn list(&mut self, command: &ListCommand, out: &mut Vec<u8>) -> Result<(), maildir::Error> {
+        let separator = self.account.separator;
         // RFC 3501 §6.3.8: the empty pattern asks for the separator only.
         if !command.extended && command.patterns.iter().all(ListPattern::is_empty) {
             Response::List(ListEntry {
                 attributes: vec!["\\Noselect"],
-                separator: Some(SEPARATOR),
+                separator: Some(separator),
                 ..ListEntry::default()
             })
             .put(out);
             return Ok(());
         }
         let patterns: Vec<ListPattern> =
-            command.patterns.iter().map(|p| p.with_reference(&command.reference, SEPARATOR)).collect();
-        let matches = |name: &str| patterns.iter().any(|p| p.matches(name, SEPARATOR));
+            command.patterns.iter().map(|p| p.with_reference(&command.reference, separator)).collect();
+        let matches = |name: &str| patterns.iter().any(|p| p.matches(name, separator));
         let subscriptions = if command.select.subscribed || command.give.subscribed {
             self.account.maildir.subscriptions()?
         } else {
@@ -44,7 +44,7 @@ impl Mail {
             }
         }
         for entry in &entries {
-            let name = entry.name.to_utf8(SEPARATOR);
+            let name = entry.name.to_utf8(separator);
             if !matches(&name) {
                 continue;
             }
@@ -61,7 +61,7 @@ impl Mail {
                     child.name.is_below(&entry.name)
                         && (!command.select.subscribed || subscribed.contains(&child.name))
                         && (!command.select.special_use || child.special_use.is_some())
-                        && !matches(&child.name.to_utf8(SEPARATOR))
+                        && !matches(&child.name.to_utf8(separator))
                 });
             if !selected && !child_info {
                 continue;
@@ -77,11 +77,18 @@ impl Mail {
             if let Some(special) = entry.special_use {
                 attributes.push(attribute(special));
             }
+            let mut options = Vec::new();
+            if child_info && command.select.subscribed {
+                options.push("SUBSCRIBED");
+            }
+            if child_info && command.select.special_use {
+                options.push("SPECIAL-USE");
+            }
             Response::List(ListEntry {
                 attributes,
-                separator: Some(SEPARATOR),
+                separator: Some(separator),
                 name: name.clone(),
-                child_info_subscribed: child_info && command.select.subscribed,
+                child_info: options,
             })
             .put(out);
             // RFC 5819 §2: right behind its LIST line, and nothing for what cannot be selected.
@@ -103,34 +110,35 @@ impl Mail {
         pattern: &ListPattern,
         out: &mut Vec<u8>,
     ) -> Result<(), maildir::Error> {
-        let pattern = pattern.with_reference(reference, SEPARATOR);
+        let separator = self.account.separator;
+        let pattern = pattern.with_reference(reference, separator);
         let subscriptions = self.account.maildir.subscriptions()?;
-        let subscribed: BTreeSet<String> = subscriptions.iter().map(|name| name.to_utf8(SEPARATOR)).collect();
+        let subscribed: BTreeSet<String> = subscriptions.iter().map(|name| name.to_utf8(separator)).collect();
         let mut parents = BTreeSet::new();
         for name in &subscribed {
-            if pattern.matches(name, SEPARATOR) {
-                put(out, name, Vec::new());
+            if pattern.matches(name, separator) {
+                put(out, separator, name, Vec::new());
                 continue;
             }
             // `%` shows the parent of a subscribed name that it does not reach.
-            for (at, _) in name.match_indices(SEPARATOR) {
+            for (at, _) in name.match_indices(separator) {
                 let Some(parent) = name.get(..at) else { continue };
-                if !subscribed.contains(parent) && pattern.matches(parent, SEPARATOR) {
+                if !subscribed.contains(parent) && pattern.matches(parent, separator) {
                     parents.insert(parent.to_owned());
                 }
             }
         }
         if pattern.as_str().ends_with('%') {
             for parent in &parents {
-                put(out, parent, vec!["\\Noselect"]);
+                put(out, separator, parent, vec!["\\Noselect"]);
             }
         }
         Ok(())
     }
 }
 
-fn put(out: &mut Vec<u8>, name: &str, attributes: Vec<&'static str>) {
+fn put(out: &mut Vec<u8>, separator: char, name: &str, attributes: Vec<&'static str>) {
     let entry =
-        ListEntry { attributes, separator: Some(SEPARATOR), name: name.to_owned(), ..ListEntry::default() };
+        ListEntry { attributes, separator: Some(separator), name: name.to_owned(), ..ListEntry::default() };
     Response::Lsub(entry).put(out);
 }

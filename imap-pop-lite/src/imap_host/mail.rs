@@ -11,9 +11,7 @@ use maildir::{
 };
 
 use super::fetch::{Fetch, Progress, Resume};
-use super::reply::{
-    folder, numbers, ok_line, put_message_flags, ranges, refused, refused_target, store_flags,
-};
+use super::reply::{numbers, ok_line, put_message_flags, ranges, refused, refused_target, store_flags};
 use super::search;
 use crate::account::Account;
 use crate::budget::Budget;
@@ -68,6 +66,11 @@ impl Work {
 }
 
 impl Mail {
+    /// The folder of a name from the wire.
+    pub(super) fn folder(&self, name: &imap::MailboxName) -> Result<FolderName, maildir::Error> {
+        Ok(FolderName::from_utf8(name.as_str(), self.account.separator)?)
+    }
+
     pub(super) fn new(account: Account, budget: Budget, append_limit: u64) -> Self {
         Self { account, budget, view: None, keywords: Vec::new(), resume: None, append_limit }
     }
@@ -80,29 +83,27 @@ impl Mail {
                     // RFC 9051 §6.3.2: what follows belongs to the new mailbox.
                     ok_line(out, Code::Closed, "Previous mailbox closed.");
                 }
-                match folder(&mailbox).and_then(|name| self.select(&name, examine, out)) {
+                match self.folder(&mailbox).and_then(|name| self.select(&name, examine, out)) {
                     Ok(completion) => completion,
                     Err(error) => refused(&error).then(Transition::Unselected),
                 }
             }
-            Command::Create(name) => {
-                self.simple(out, "Create completed.", |mail| mail.account.maildir.create(&folder(&name)?))
-            }
-            Command::Delete(name) => {
-                self.simple(out, "Delete completed.", |mail| mail.account.maildir.delete(&folder(&name)?))
-            }
+            Command::Create(name) => self
+                .simple(out, "Create completed.", |mail| mail.account.maildir.create(&mail.folder(&name)?)),
+            Command::Delete(name) => self
+                .simple(out, "Delete completed.", |mail| mail.account.maildir.delete(&mail.folder(&name)?)),
             Command::Rename { from, to } => self.simple(out, "Rename completed.", |mail| {
-                mail.account.maildir.rename(&folder(&from)?, &folder(&to)?)
+                mail.account.maildir.rename(&mail.folder(&from)?, &mail.folder(&to)?)
             }),
             Command::Subscribe(name) => self.simple(out, "Subscribe completed.", |mail| {
-                let name = folder(&name)?;
+                let name = mail.folder(&name)?;
                 if !mail.account.maildir.exists(&name) {
                     return Err(maildir::Error::NoSuchFolder(name.to_string()));
                 }
                 mail.account.maildir.subscribe(&name)
             }),
             Command::Unsubscribe(name) => self.simple(out, "Unsubscribe completed.", |mail| {
-                mail.account.maildir.unsubscribe(&folder(&name)?)
+                mail.account.maildir.unsubscribe(&mail.folder(&name)?)
             }),
             Command::List(list) => match self.list(&list, out) {
                 Ok(()) => self.sync(true, out, Completion::ok("List completed.")),
@@ -113,7 +114,7 @@ impl Mail {
                 Err(error) => refused(&error),
             },
             Command::Status { mailbox, items } => {
-                match folder(&mailbox).and_then(|name| self.status(&name, &items)) {
+                match self.folder(&mailbox).and_then(|name| self.status(&name, &items)) {
                     Ok(values) => {
                         Response::Status(StatusData { mailbox, items: values }).put(out);
                         self.sync(true, out, Completion::ok("Status completed."))
@@ -358,7 +359,7 @@ impl Mail {
             Err(error) => return refused(&error),
         };
         let target =
-            folder(to).and_then(|name| self.account.store.mailbox(self.account.maildir.root(), &name));
+            self.folder(to).and_then(|name| self.account.store.mailbox(self.account.maildir.root(), &name));
         let target = match target {
             Ok(target) => target,
             Err(error) => return refused_target(&error),
@@ -396,7 +397,7 @@ impl Mail {
     /// The start of an APPEND; refusing here spares the client the message.
     pub(super) fn append(&self, head: &AppendHead) -> Result<Append, Completion> {
         let open = || {
-            let name = folder(&head.mailbox)?;
+            let name = self.folder(&head.mailbox)?;
             let mailbox = self.account.store.mailbox(self.account.maildir.root(), &name)?;
             let (flags, keywords) = store_flags(&head.flags)?;
             let mut delivery = mailbox.delivery()?;

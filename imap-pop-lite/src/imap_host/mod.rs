@@ -72,7 +72,7 @@ pub(crate) async fn serve(
     // Views and unfinished deliveries touch files when they go.
     let (mail, append) = (host.mail.take(), host.append.take());
     if mail.is_some() || append.is_some() {
-        let _ = tokio::task::spawn_blocking(move || drop((mail, append))).await;
+        host.shared.files.run(move || drop((mail, append))).await;
     }
 }
 
@@ -212,7 +212,7 @@ impl Host {
             Step::AppendAbort => {
                 self.append_buffer = Vec::new();
                 let append = self.append.take();
-                let _ = tokio::task::spawn_blocking(move || drop(append)).await;
+                self.shared.files.run(move || drop(append)).await;
             }
             Step::Idle => self.idle_start().await?,
             Step::IdleDone => {
@@ -255,6 +255,10 @@ impl Host {
                 );
                 denied_outcome(denied)
             }
+            Verdict::NoLogin(text) => {
+                tracing::info!(session = %self.peer.session, reason = text, "imap login refused by nologin");
+                Outcome::LoginFailed(LoginFailure { code: LoginFailureCode::Disabled, text })
+            }
         };
         self.session.resume(outcome, Instant::now());
     }
@@ -264,9 +268,9 @@ impl Host {
         let store = self.shared.store.clone();
         let final_data = welcome.final_data.clone();
         let user = welcome.user.clone();
-        let opened = tokio::task::spawn_blocking(move || places.open(&store, &welcome)).await;
+        let opened = self.shared.files.run(move || places.open(&store, &welcome)).await;
         match opened {
-            Ok(Ok(account)) => {
+            Some(Ok(account)) => {
                 tracing::info!(
                     session = %self.peer.session,
                     user,
@@ -279,11 +283,11 @@ impl Host {
                 self.mail = Some(Box::new(mail));
                 Outcome::LoggedIn(final_data)
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail");
                 denied_outcome(Denied::Unavailable)
             }
-            Err(_) => denied_outcome(Denied::Unavailable),
+            None => denied_outcome(Denied::Unavailable),
         }
     }
 
@@ -294,12 +298,14 @@ impl Host {
         work: impl FnOnce(&mut Mail) -> T + Send + 'static,
     ) -> Option<T> {
         let mut mail = self.mail.take()?;
-        let (mail, result) = tokio::task::spawn_blocking(move || {
-            let result = work(&mut mail);
-            (mail, result)
-        })
-        .await
-        .ok()?;
+        let (mail, result) = self
+            .shared
+            .files
+            .run(move || {
+                let result = work(&mut mail);
+                (mail, result)
+            })
+            .await?;
         self.mail = Some(mail);
         Some(result)
     }
@@ -340,12 +346,15 @@ impl Host {
             self.append = Some(append);
             return;
         }
-        let written = tokio::task::spawn_blocking(move || {
-            let result = append.write(&bytes);
-            (append, result)
-        })
-        .await;
-        if let Ok((append, result)) = written {
+        let written = self
+            .shared
+            .files
+            .run(move || {
+                let result = append.write(&bytes);
+                (append, result)
+            })
+            .await;
+        if let Some((append, result)) = written {
             self.append = Some(append);
             self.append_error = result.err();
         }

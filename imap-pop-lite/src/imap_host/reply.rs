@@ -1,12 +1,7 @@
 //! The store's errors in the protocol's words, and conversions between the two vocabularies.
 
-use imap::{
-    Code, Completion, FetchWriter, Flag, MailboxName, Response, SeqNum, SeqSet, Status, SystemFlag,
-    Transition,
-};
-use maildir::{Flags, FolderName, Keyword, KeywordNames, Message, SetRange, Uid};
-
-use crate::account::SEPARATOR;
+use imap::{Code, Completion, FetchWriter, Flag, Response, SeqNum, SeqSet, Status, SystemFlag, Transition};
+use maildir::{Flags, Keyword, KeywordNames, Message, SetRange, Uid};
 
 /// The tagged line for an error of the store.
 pub(super) fn refused(error: &maildir::Error) -> Completion {
@@ -43,11 +38,6 @@ pub(super) fn refused_target(error: &maildir::Error) -> Completion {
         maildir::Error::NoSuchFolder(_) => Completion::no("Mailbox doesn't exist").code(Code::TryCreate),
         error => refused(error),
     }
-}
-
-/// The folder of a name from the wire.
-pub(super) fn folder(name: &MailboxName) -> Result<FolderName, maildir::Error> {
-    Ok(FolderName::from_utf8(name.as_str(), SEPARATOR)?)
 }
 
 pub(super) fn ok_line(out: &mut Vec<u8>, code: Code, text: &str) {

@@ -126,16 +126,3 @@ async fn start_reload_stop() {
     tokio::task::spawn_blocking(move || daemon.join().unwrap().unwrap()).await.unwrap();
     drop(supervisor);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore]
-async fn zz_serve() {
-    let server = Server::start();
-    server.deliver("Subject: x\n\nbody\n");
-    std::fs::write("/tmp/postern/imap-ports", format!("{} {} {} {}\n", server.imap, server.imaps, server.pop3, server.pop3s)).unwrap();
-    let tcp = TcpStream::connect(("127.0.0.1", server.imaps)).await.unwrap();
-    let peer = crate::server::Peer { local: tcp.local_addr().unwrap(), remote: tcp.local_addr().unwrap(), session: String::new() };
-    let f = crate::imap_host::serve(Arc::clone(&server._shared), crate::stream::Connection::new(tcp), peer, imap::TlsState::Active, Drain::new().token());
-    println!("future {} session {}", std::mem::size_of_val(&f), std::mem::size_of::<imap::Session>());
-    tokio::time::sleep(Duration::from_secs(60)).await;
-}

@@ -50,12 +50,12 @@ async fn first_login_makes_the_folders() {
     assert_eq!(
         lines,
         [
-            "* LIST (\\HasNoChildren \\Archive) \".\" Archive",
-            "* LIST (\\HasNoChildren \\Drafts) \".\" Drafts",
-            "* LIST (\\HasNoChildren \\Junk) \".\" Junk",
-            "* LIST (\\HasNoChildren \\Sent) \".\" Sent",
-            "* LIST (\\HasNoChildren \\Trash) \".\" Trash",
-            "* LIST (\\HasNoChildren) \".\" INBOX",
+            "* LIST (\\HasNoChildren \\Archive) \"/\" Archive",
+            "* LIST (\\HasNoChildren \\Drafts) \"/\" Drafts",
+            "* LIST (\\HasNoChildren \\Junk) \"/\" Junk",
+            "* LIST (\\HasNoChildren \\Sent) \"/\" Sent",
+            "* LIST (\\HasNoChildren \\Trash) \"/\" Trash",
+            "* LIST (\\HasNoChildren) \"/\" INBOX",
         ]
     );
     assert_eq!(peer.ask("b LSUB \"\" *").await.len(), 6);
@@ -66,38 +66,38 @@ async fn folders() {
     Server::start()
         .play(
             r#"A> a LIST "" ""
-               A< * LIST (\Noselect) "." ""
+               A< * LIST (\Noselect) "/" ""
                A< a OK …
                A> b NAMESPACE
-               A< * NAMESPACE (("" ".")) NIL NIL
+               A< * NAMESPACE (("" "/")) NIL NIL
                A< b OK …
-               A> c CREATE Lists.rust.
+               A> c CREATE Lists/rust/
                A< c OK …
-               A> c2 CREATE Lists.rust
+               A> c2 CREATE Lists/rust
                A< c2 NO [ALREADYEXISTS] …
                A> d LIST "" %
                A<< d
                A> e LIST "" Lists*
-               A< * LIST (\Noselect \HasChildren) "." Lists
-               A< * LIST (\HasNoChildren) "." Lists.rust
+               A< * LIST (\Noselect \HasChildren) "/" Lists
+               A< * LIST (\HasNoChildren) "/" Lists/rust
                A< e OK …
-               A> f LIST Lists. %
-               A< * LIST (\HasNoChildren) "." Lists.rust
+               A> f LIST Lists/ %
+               A< * LIST (\HasNoChildren) "/" Lists/rust
                A< f OK …
                A> g SELECT Lists
                A< g NO [NONEXISTENT] …
-               A> h SUBSCRIBE Lists.rust
+               A> h SUBSCRIBE Lists/rust
                A< h OK …
                A> i LIST (SUBSCRIBED RECURSIVEMATCH) "" L%
-               A< * LIST (\NonExistent \HasChildren) "." Lists ("CHILDINFO" ("SUBSCRIBED"))
+               A< * LIST (\NonExistent \HasChildren) "/" Lists ("CHILDINFO" ("SUBSCRIBED"))
                A< i OK …
                A> j LSUB "" L%
-               A< * LSUB (\Noselect) "." Lists
+               A< * LSUB (\Noselect) "/" Lists
                A< j OK …
-               A> k RENAME Lists.rust "Entw&APw-rfe"
+               A> k RENAME Lists/rust "Entw&APw-rfe"
                A< k OK …
                A> l LIST "" Entw* RETURN (STATUS (MESSAGES UIDNEXT SIZE) SUBSCRIBED)
-               A< * LIST (\HasNoChildren) "." Entw&APw-rfe
+               A< * LIST (\HasNoChildren) "/" Entw&APw-rfe
                A< * STATUS Entw&APw-rfe (MESSAGES 0 UIDNEXT 1 SIZE 0)
                A< l OK …
                A> m LIST (SPECIAL-USE) "" * RETURN (SPECIAL-USE)
@@ -108,7 +108,7 @@ async fn folders() {
                A< o NO [NONEXISTENT] …
                A> p DELETE INBOX
                A< p NO [CANNOT] …
-               A> q CREATE a..b
+               A> q CREATE a.b
                A< q NO [CANNOT] …
                A> r CREATE ../x
                A< r NO [CANNOT] …
@@ -120,7 +120,7 @@ async fn folders() {
                A> u SUBSCRIBE nowhere
                A< u NO [NONEXISTENT] …
                A> v LIST (SUBSCRIBED) "" Lists*
-               A< * LIST (\NonExistent \HasNoChildren \Subscribed) "." Lists.rust
+               A< * LIST (\NonExistent \HasNoChildren \Subscribed) "/" Lists/rust
                A< v OK …"#,
         )
         .await;

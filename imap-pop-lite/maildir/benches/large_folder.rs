@@ -1,5 +1,6 @@
-//! A folder of 100,000 messages: prints how long the usual things take. Run by hand:
-//! `cargo test --release -p maildir --test large -- --ignored --nocapture`
+//! A folder of 100,000 messages: prints how long the usual things take.
+//!
+//! `cargo bench -p maildir --bench large_folder`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::panic)]
 
 use std::fs;
@@ -7,9 +8,7 @@ use std::time::Instant;
 
 use maildir::{FlagChange, FlagOp, Flags, FolderName, Maildir, Mode, Numbers, Options, SetRange, Store};
 
-#[test]
-#[ignore = "a measurement, not a check"]
-fn hundred_thousand() {
+fn main() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("Maildir");
     let maildir = Maildir::open_or_create(&root).unwrap();
