@@ -276,6 +276,10 @@ impl Connection {
                 tracing::info!(%session, %client, user, code = ?failure.code, "login refused");
                 outcome
             }
+            Progress::Failed(outcome, Reason::NoLogin(user)) => {
+                tracing::info!(%session, %client, %user, "login refused by nologin");
+                outcome
+            }
             Progress::Failed(outcome, Reason::Outage(why)) => {
                 tracing::warn!(%session, %client, why, "login not decided");
                 outcome
@@ -379,8 +383,13 @@ impl Connection {
                     delivered.push(target.user.as_str());
                     replies.push(accepted.clone());
                 }
-                Err(failure) => {
+                Err(failure) if failure.is_minor => {
                     tracing::warn!(%id, %client, %from, to = %path, user = %target.user, error = %failure,
+                        "delivery failed");
+                    replies.push(failure.reply);
+                }
+                Err(failure) => {
+                    tracing::error!(%id, %client, %from, to = %path, user = %target.user, error = %failure,
                         "delivery failed");
                     replies.push(failure.reply);
                 }
@@ -469,5 +478,7 @@ fn date() -> String {
 
 const NO_TRANSACTION: Reply = Reply::new(451, smtp::Status(4, 3, 0), "The transaction was lost, try again");
 
+#[cfg(test)]
+mod disk_tests;
 #[cfg(test)]
 mod tests;

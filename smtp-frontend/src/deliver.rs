@@ -59,6 +59,8 @@ pub(crate) enum Delivered {
 #[error("{text}")]
 pub(crate) struct Failure {
     pub(crate) reply: Reply,
+    /// No trouble of this server: a full mailbox, or a neighbour's failure that is told on its own.
+    pub(crate) is_minor: bool,
     text: String,
 }
 
@@ -242,7 +244,9 @@ impl Incoming {
         });
         if let Some(failure) = failed.filter(|_| !each) {
             for copy in &mut self.copies {
-                copy.state = State::Failed(failure.clone());
+                if !matches!(copy.state, State::Failed(_)) {
+                    copy.state = State::Failed(failure.for_others());
+                }
             }
             return;
         }
@@ -271,8 +275,14 @@ impl Incoming {
 }
 
 impl Failure {
+    /// What it means for the other recipients of the same message.
+    fn for_others(&self) -> Self {
+        let text = "another recipient of the message could not get it".to_owned();
+        Self { reply: self.reply.clone(), is_minor: true, text }
+    }
+
     fn internal(text: &str) -> Self {
-        Self { reply: LATER, text: text.to_owned() }
+        Self { reply: LATER, is_minor: false, text: text.to_owned() }
     }
 }
 
@@ -283,7 +293,7 @@ impl From<maildir::Error> for Failure {
             maildir::Error::OverQuota => Reply::new(452, Status(4, 2, 2), "Mailbox is full"),
             _ => LATER,
         };
-        Self { reply, text: error.to_string() }
+        Self { reply, is_minor: matches!(error, maildir::Error::OverQuota), text: error.to_string() }
     }
 }
 

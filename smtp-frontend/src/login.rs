@@ -37,6 +37,8 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) enum Reason {
     Refused(Failure),
+    /// `nologin`, for this user.
+    NoLogin(String),
     Outage(String),
 }
 
@@ -72,6 +74,12 @@ async fn judge(answer: Result<Step, auth_client::Error>, bindings: &ChannelBindi
                     continue;
                 }
                 return Progress::Going(Waiting { exchange, binding }, Outcome::Challenge(data));
+            }
+            // The right password, but the user may not log in, or is served elsewhere.
+            Ok(Step::Ok(login)) if login.field("nologin").or(login.field("proxy")).is_some() => {
+                let reason = login.field("reason").map(str::to_owned);
+                let reply = reply(Some(FailCode::UserDisabled), reason.as_deref());
+                return Progress::Failed(Outcome::Reply(reply), Reason::NoLogin(login.user.clone()));
             }
             Ok(Step::Ok(login)) => {
                 let final_data = login.final_data.clone();

@@ -79,7 +79,7 @@ fn is_postmaster(local: &str) -> bool {
 /// turn it into somebody else's address.
 fn candidates(local: &str, domain: &str) -> Vec<String> {
     let unfit = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | '/' | '\\' | '"');
-    if local.is_empty() || local.contains(unfit) {
+    if matches!(local, "" | "." | "..") || local.contains(unfit) {
         return Vec::new();
     }
     let mut names = vec![format!("{local}@{domain}")];
@@ -109,6 +109,7 @@ mod tests {
             ("../../etc", &[]),
             ("a b", &[]),
             ("", &[]),
+            ("..", &[]),
         ] {
             assert_eq!(candidates(local, "x"), names, "{local}");
         }

@@ -3,8 +3,9 @@
 //! Purpose:   mailbox, domain and path as types that cannot hold anything invalid.
 //! Standard:  RFC 5321 §4.1.2 and §4.1.3; UTF-8 by RFC 6531 §3.3. Source routes are read and dropped
 //!            (RFC 5321 §3.6.1, appendix C).
-//! Deviation: local parts up to 256 bytes instead of 64, because bounce-tagging senders (VERP, BATV) make them;
-//!            `_` in domain names, because such hosts exist.
+//! Deviation: what real clients send and other servers take. Local parts up to 256 bytes instead of 64 (VERP, BATV);
+//!            dots anywhere in them (`a..b@x`; shown quoted); `_` in domain names and one dot behind them; blanks
+//!            inside the brackets, and no brackets at all.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +14,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const MAX_LOCAL: usize = 256;
 /// Longest domain (RFC 5321 §4.5.3.1.2).
 const MAX_DOMAIN: usize = 255;
+/// What may stand around an address.
+const BLANKS: [char; 2] = [' ', '\t'];
 /// Longest label of a domain name (RFC 1035 §2.3.4).
 const MAX_LABEL: usize = 63;
 
@@ -20,9 +23,9 @@ const MAX_LABEL: usize = 63;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// No `<` where a path must begin.
-    #[error("an address is written in angle brackets")]
-    NoBracket,
+    /// Nothing at all.
+    #[error("there is none")]
+    Missing,
     /// No `>` at the end of the path.
     #[error("the address does not end with '>'")]
     Unterminated,
@@ -71,11 +74,11 @@ impl LocalPart {
         Ok((local, rest))
     }
 
-    /// `Dot-string` of RFC 5321 §4.1.2.
+    /// `Dot-string` of RFC 5321 §4.1.2, with dots at any place.
     fn dotted(text: &str) -> Result<(Self, &str), AddressError> {
         let end = text.find(|c| !(is_atext(c) || c == '.')).unwrap_or(text.len());
         let (local, rest) = text.split_at(end);
-        if local.split('.').any(str::is_empty) {
+        if local.is_empty() {
             return Err(AddressError::Local);
         }
         Ok((Self(local.into()), rest))
@@ -148,7 +151,7 @@ impl TryFrom<&str> for DomainName {
         if raw.is_empty() {
             return Err(AddressError::NoDomain);
         }
-        let text = raw.to_lowercase();
+        let text = raw.strip_suffix('.').unwrap_or(raw).to_lowercase();
         if text.is_ascii() {
             return if is_ldh_name(&text) {
                 Ok(Self { text: text.into(), ascii: None })
@@ -252,7 +255,7 @@ pub enum ReversePath {
 }
 
 impl ReversePath {
-    /// Reads `<…>` from the front of `text`; gives the rest behind it.
+    /// Reads `<…>`, or an address without brackets, from the front of `text`; gives the rest behind it.
     pub fn parse_prefix(text: &str) -> Result<(Self, &str), AddressError> {
         match parse_path(text)? {
             (Path::Null, rest) => Ok((Self::Null, rest)),
@@ -290,7 +293,7 @@ pub enum ForwardPath {
 }
 
 impl ForwardPath {
-    /// Reads `<…>` from the front of `text`; gives the rest behind it.
+    /// Reads `<…>`, or an address without brackets, from the front of `text`; gives the rest behind it.
     pub fn parse_prefix(text: &str) -> Result<(Self, &str), AddressError> {
         match parse_path(text)? {
             (Path::Null, _) => Err(AddressError::Null),
@@ -328,20 +331,35 @@ enum Path {
 }
 
 fn parse_path(text: &str) -> Result<(Path, &str), AddressError> {
-    let text = text.strip_prefix('<').ok_or(AddressError::NoBracket)?;
+    let Some(text) = text.strip_prefix('<') else { return without_brackets(text) };
+    let text = text.trim_start_matches(BLANKS);
     if let Some(rest) = text.strip_prefix('>') {
         return Ok((Path::Null, rest));
     }
     let text = if text.starts_with('@') { skip_route(text)? } else { text };
     let (local, rest) = LocalPart::parse_prefix(text)?;
-    if let Some(rest) = rest.strip_prefix('>') {
+    if let Some(rest) = rest.trim_start_matches(BLANKS).strip_prefix('>') {
         return Ok((Path::Bare(local), rest));
     }
     let rest = rest.strip_prefix('@').ok_or(AddressError::Local)?;
     let end = rest.find('>').ok_or(AddressError::Unterminated)?;
     let (domain, rest) = rest.split_at(end);
-    let address = Address { local, domain: Domain::parse(domain)? };
+    let address = Address { local, domain: Domain::parse(domain.trim_end_matches(BLANKS))? };
     Ok((Path::Mailbox(address), rest.strip_prefix('>').unwrap_or(rest)))
+}
+
+/// `local@domain`, or a local part alone, up to the next blank.
+fn without_brackets(text: &str) -> Result<(Path, &str), AddressError> {
+    if text.is_empty() {
+        return Err(AddressError::Missing);
+    }
+    let (local, rest) = LocalPart::parse_prefix(text)?;
+    if rest.is_empty() || rest.starts_with(BLANKS) {
+        return Ok((Path::Bare(local), rest));
+    }
+    let rest = rest.strip_prefix('@').ok_or(AddressError::Local)?;
+    let (domain, rest) = rest.split_at(rest.find(BLANKS).unwrap_or(rest.len()));
+    Ok((Path::Mailbox(Address { local, domain: Domain::parse(domain)? }), rest))
 }
 
 /// Reads `@a,@b:` and gives what follows it.
@@ -372,7 +390,10 @@ fn is_utf8_text(character: char) -> bool {
 }
 
 fn is_ldh_name(name: &str) -> bool {
-    name.len() <= MAX_DOMAIN
+    // `192.0.2.1` is an address without its brackets: no top-level domain is a number (RFC 3696 §2).
+    let number = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    !number
+        && name.len() <= MAX_DOMAIN
         && name.split('.').all(|label| {
             !label.is_empty()
                 && label.len() <= MAX_LABEL
@@ -406,6 +427,15 @@ mod tests {
             ("<PostMaster>", "<postmaster>"),
             ("<δοκιμή@παράδειγμα.δοκιμή>", "<δοκιμή@παράδειγμα.δοκιμή>"),
             ("<under_score@my_host.org>", "<under_score@my_host.org>"),
+            ("< a@x.org >", "<a@x.org>"),
+            ("<\tpostmaster >", "<postmaster>"),
+            ("<a..b@x.org>", "<\"a..b\"@x.org>"),
+            ("<.a.@x.org>", "<\".a.\"@x.org>"),
+            ("<a@x.org.>", "<a@x.org>"),
+            ("<a@1.2.3.4.org>", "<a@1.2.3.4.org>"),
+            ("a@x.org", "<a@x.org>"),
+            ("\"a b\"@x.org", "<\"a b\"@x.org>"),
+            ("postmaster", "<postmaster>"),
         ];
         for (text, shown) in table {
             let (path, rest) = ForwardPath::parse_prefix(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -421,9 +451,14 @@ mod tests {
         let long_local = format!("<{}@x>", "a".repeat(257));
         let long_domain = format!("<a@{}>", "a.".repeat(130));
         let long_label = format!("<a@{}.org>", "a".repeat(64));
-        let table: [(&str, E); 26] = [
-            ("a@x", E::NoBracket),
-            ("", E::NoBracket),
+        let table: [(&str, E); 30] = [
+            ("", E::Missing),
+            ("a", E::NoDomain),
+            ("a>@x", E::Local),
+            ("a@x>", E::Domain),
+            ("Name <a@x>", E::NoDomain),
+            ("\"Name\" <a@x>", E::NoDomain),
+            ("<<a@x>>", E::Local),
             ("<>", E::Null),
             ("<", E::Local),
             ("<a", E::Local),
@@ -433,15 +468,14 @@ mod tests {
             ("<@x>", E::Route),
             ("<@x:a>", E::NoDomain),
             ("<@x,:a@y>", E::Route),
-            ("<a..b@x>", E::Local),
-            ("<.a@x>", E::Local),
-            ("<a.@x>", E::Local),
             ("<a b@x>", E::Local),
             ("<\"a@x>", E::Local),
             ("<\"a\u{1}\"@x>", E::Local),
             ("<a@x..y>", E::Domain),
             ("<a@-x.org>", E::Domain),
-            ("<a@x.>", E::Domain),
+            ("<a@x..>", E::Domain),
+            ("<a@.>", E::Domain),
+            ("<a@1.2.3.4>", E::Domain),
             ("<a@b@c>", E::Domain),
             ("<a@[300.0.0.1]>", E::Domain),
             ("<a@[IPv6:zz]>", E::Domain),
@@ -458,8 +492,10 @@ mod tests {
     fn reverse_paths() {
         assert_eq!(ReversePath::parse_prefix("<> SIZE=1").unwrap(), (ReversePath::Null, " SIZE=1"));
         assert_eq!(ReversePath::parse_prefix("<postmaster>").unwrap_err(), AddressError::NoDomain);
-        let (path, rest) = ReversePath::parse_prefix("<a@x> BODY=7BIT").unwrap();
-        assert_eq!((path.to_string().as_str(), rest), ("<a@x>", " BODY=7BIT"));
+        for text in ["<a@x> BODY=7BIT", "a@x BODY=7BIT"] {
+            let (path, rest) = ReversePath::parse_prefix(text).unwrap();
+            assert_eq!((path.to_string().as_str(), rest), ("<a@x>", " BODY=7BIT"));
+        }
     }
 
     #[test]

@@ -242,16 +242,14 @@ pub struct MailCommand {
 }
 
 impl MailCommand {
-    /// Reads `FROM:<…> [parameters]`. `extended` is false after HELO, which knows no parameters;
-    /// `auth` says whether `AUTH=` was announced.
-    pub fn parse(arguments: &str, extended: bool, auth: bool) -> Result<Self, SyntaxError> {
+    /// Reads `FROM:<…> [parameters]`, also after HELO, which announced none. `auth` says whether `AUTH=` is known.
+    pub fn parse(arguments: &str, auth: bool) -> Result<Self, SyntaxError> {
         let path = keyword(arguments, "FROM:")?;
         let (from, rest) = ReversePath::parse_prefix(path).map_err(SyntaxError::Sender)?;
         let mut parameters = MailParameters::default();
         let mut seen = 0_u8;
         for (name, value) in words(rest)? {
             let bit = match name.to_ascii_uppercase().as_str() {
-                _ if !extended => return Err(SyntaxError::UnknownParameter),
                 "SIZE" => {
                     parameters.size = Some(size(value)?);
                     1
@@ -377,16 +375,16 @@ fn body(value: Option<&str>) -> Result<BodyType, SyntaxError> {
     match value {
         Some(v) if v.eq_ignore_ascii_case("7BIT") => Ok(BodyType::SevenBit),
         Some(v) if v.eq_ignore_ascii_case("8BITMIME") => Ok(BodyType::EightBit),
+        // RFC 5321 §4.1.1.11: BINARYMIME and what else there may be is not implemented.
+        Some(v) if !v.is_empty() => Err(SyntaxError::UnknownParameter),
         _ => Err(SyntaxError::Parameter),
     }
 }
 
 fn auth_identity(value: Option<&str>) -> Result<AuthIdentity, SyntaxError> {
     let decoded = xtext(value.ok_or(SyntaxError::Parameter)?).ok_or(SyntaxError::Parameter)?;
-    if decoded == "<>" {
-        return Ok(AuthIdentity::Unknown);
-    }
-    Address::parse(&decoded).map(AuthIdentity::Mailbox).map_err(|_| SyntaxError::Parameter)
+    // RFC 4954 §5: what cannot be used counts as `<>`; clients send bare user names too.
+    Ok(Address::parse(&decoded).map_or(AuthIdentity::Unknown, AuthIdentity::Mailbox))
 }
 
 /// Decodes xtext (RFC 3461 §4).
@@ -451,12 +449,16 @@ mod tests {
 
     #[test]
     fn mail_arguments() {
-        let ok = |text| MailCommand::parse(text, true, true).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let ok = |text: &str| MailCommand::parse(text, true).unwrap_or_else(|e| panic!("{text}: {e}"));
         assert_eq!(ok("FROM:<>").from, ReversePath::Null);
         assert_eq!(ok("from: <a@x>").from.to_string(), "<a@x>");
         let all = ok("FROM:<ü@x> size=5000 Body=8bitmime SMTPUTF8 AUTH=a+2Borg@y").parameters;
         assert_eq!((all.size, all.body, all.smtputf8), (Some(5000), BodyType::EightBit, true));
-        assert_eq!(ok("FROM:<a@x> AUTH=<>").parameters.auth, Some(AuthIdentity::Unknown));
+        for unknown in ["<>", "alice", "a+20b@x"] {
+            let text = format!("FROM:<a@x> AUTH={unknown}");
+            assert_eq!(ok(&text).parameters.auth, Some(AuthIdentity::Unknown), "{text}");
+        }
+        assert_eq!(ok("FROM: a@x SIZE=1").from.to_string(), "<a@x>");
         assert_eq!(ok("FROM:<a@x> SIZE=99999999999999999999").parameters.size, Some(u64::MAX));
 
         use SyntaxError as E;
@@ -464,13 +466,15 @@ mod tests {
             ("", E::Keyword),
             ("TO:<a@x>", E::Keyword),
             ("FROM <a@x>", E::Keyword),
-            ("FROM:a@x", E::Sender(AddressError::NoBracket)),
+            ("FROM:", E::Sender(AddressError::Missing)),
+            ("FROM:a@x,b@x", E::Sender(AddressError::Domain)),
             ("FROM:<a@x>SIZE=1", E::Parameter),
             ("FROM:<a@x> SIZE", E::Parameter),
             ("FROM:<a@x> SIZE=", E::Parameter),
             ("FROM:<a@x> SIZE=-1", E::Parameter),
             ("FROM:<a@x> SIZE=1 SIZE=1", E::Parameter),
-            ("FROM:<a@x> BODY=BINARYMIME", E::Parameter),
+            ("FROM:<a@x> BODY=BINARYMIME", E::UnknownParameter),
+            ("FROM:<a@x> BODY=", E::Parameter),
             ("FROM:<a@x> SMTPUTF8=1", E::Parameter),
             ("FROM:<a@x> AUTH=a+4", E::Parameter),
             ("FROM:<a@x> AUTH=a+0D+0A@x", E::Parameter),
@@ -478,10 +482,9 @@ mod tests {
             ("FROM:<a@x> =", E::UnknownParameter),
             ("FROM:<ü@x>", E::NeedsUtf8),
         ] {
-            assert_eq!(MailCommand::parse(text, true, true), Err(error), "{text}");
+            assert_eq!(MailCommand::parse(text, true), Err(error), "{text}");
         }
-        assert_eq!(MailCommand::parse("FROM:<a@x> SIZE=1", false, true), Err(E::UnknownParameter));
-        assert_eq!(MailCommand::parse("FROM:<a@x> AUTH=<>", true, false), Err(E::UnknownParameter));
+        assert_eq!(MailCommand::parse("FROM:<a@x> AUTH=<>", false), Err(E::UnknownParameter));
     }
 
     #[test]

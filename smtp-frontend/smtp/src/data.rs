@@ -281,7 +281,7 @@ mod tests {
                 assert_eq!(found, Some(violation), "{end:?} at {cut}");
                 assert!(message.ends_with(b"MAIL FROM:<smuggled@x>\r\n"), "{end:?} at {cut}");
                 // What comes out has no bare line end left, so sent on it arrives as it is, wherever it goes.
-                assert_eq!(decode(&encode(&message), cut), (message.clone(), None, Some(Vec::new())));
+                assert_eq!(decode(&encode(&message), 0), (message, None, Some(Vec::new())));
             }
         }
     }
@@ -306,12 +306,16 @@ mod tests {
                 let framed = [b"\r\n", &wire[..]].concat();
                 let end = memchr::memmem::find(&framed, b"\r\n.\r\n").unwrap() + 5 - 2;
                 assert_eq!(rest.as_deref(), Some(&wire[end..]), "{wire:?}");
-                let bare = message.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
-                    || message.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n');
+                let bare =
+                    message.split(|byte| *byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"))
+                        || message.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n');
                 assert!(!bare, "{wire:?}: {message:?}");
                 assert_eq!(decode(&encode(&message), 0), (message, None, Some(Vec::new())), "{wire:?}");
                 let taken = &wire[..end];
-                let lf = taken.iter().enumerate().any(|(at, b)| *b == b'\n' && (at == 0 || taken[at - 1] != b'\r'));
+                let lf = taken
+                    .iter()
+                    .enumerate()
+                    .any(|(at, b)| *b == b'\n' && (at == 0 || taken[at - 1] != b'\r'));
                 let cr = taken.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n');
                 assert_eq!(violation.is_some(), lf || cr, "{wire:?}");
             }

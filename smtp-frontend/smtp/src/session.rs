@@ -429,11 +429,10 @@ impl Session {
     }
 
     fn mail(&mut self, command: CommandLine<'_>) -> Result<(), SyntaxError> {
-        let Some(hello) = &self.hello else {
+        if self.hello.is_none() {
             self.mistake(&HELLO_FIRST);
             return Ok(());
-        };
-        let extended = hello.extended;
+        }
         if self.config.kind == Kind::Submission && !self.authenticated {
             let reply = if self.secured { &AUTH_FIRST } else { &TLS_FIRST };
             self.mistake(reply);
@@ -443,7 +442,7 @@ impl Session {
             self.mistake(&Reply::new(503, Status(5, 5, 1), "Nested MAIL command"));
             return Ok(());
         }
-        let mail = MailCommand::parse(command.arguments, extended, self.config.kind == Kind::Submission)?;
+        let mail = MailCommand::parse(command.arguments, self.config.kind == Kind::Submission)?;
         if mail.parameters.size.is_some_and(|size| size > self.config.max_message_size) {
             // RFC 1870 §6.1
             self.reply(&data::TOO_BIG);

@@ -13,16 +13,16 @@ use crate::Server;
 use crate::testing::{FakeAuth, HOST, certificate, slice};
 
 /// A server on a loopback port for each connection asked for.
-struct Rig {
+pub(super) struct Rig {
     _state: tempfile::TempDir,
-    auth: FakeAuth,
+    pub(super) auth: FakeAuth,
     server: Server,
     slice: SmtpSlice,
     drain: Drain,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(|_| ())
     }
 
@@ -52,7 +52,7 @@ impl Rig {
         TcpStream::connect(self.port(kind).await).await.unwrap()
     }
 
-    async fn client(&self, kind: SmtpKind) -> Client {
+    pub(super) async fn client(&self, kind: SmtpKind) -> Client {
         let mut client = Client { wire: Some(Box::new(self.raw(kind).await)), left: Vec::new() };
         client.expect("220 mx.test ").await;
         client
@@ -88,13 +88,13 @@ impl Rig {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-struct Client {
+pub(super) struct Client {
     wire: Option<Box<dyn Stream>>,
     left: Vec<u8>,
 }
 
 impl Client {
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
         let wire = self.wire.as_mut().unwrap();
         wire.write_all(bytes).await.unwrap();
         wire.flush().await.unwrap();
@@ -135,14 +135,14 @@ impl Client {
         reply
     }
 
-    async fn say(&mut self, line: &str, start: &str) -> String {
+    pub(super) async fn say(&mut self, line: &str, start: &str) -> String {
         self.send(format!("{line}\r\n").as_bytes()).await;
         let reply = self.reply().await;
         assert!(reply.starts_with(start), "{line:?}: {reply:?} does not start with {start:?}");
         reply
     }
 
-    async fn talk(&mut self, table: &[(&str, &str)]) {
+    pub(super) async fn talk(&mut self, table: &[(&str, &str)]) {
         for (line, start) in table {
             self.say(line, start).await;
         }
@@ -424,9 +424,7 @@ async fn the_postmaster_is_always_there() {
         slice.smtp.postmaster = Some("nobody".into());
     });
     let mut client = rig.client(SmtpKind::Inbound).await;
-    client
-        .talk(&[("EHLO me", "250-"), ("MAIL FROM:<>", "250"), ("RCPT TO:<postmaster>", "451 4.3.0")])
-        .await;
+    client.talk(&[("EHLO me", "250-"), ("MAIL FROM:<>", "250"), ("RCPT TO:<postmaster>", "451 4.3.0")]).await;
 }
 
 #[tokio::test]

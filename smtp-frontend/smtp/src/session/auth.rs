@@ -26,7 +26,7 @@ impl Session {
     pub(super) fn auth(&mut self, command: CommandLine<'_>) -> Result<(), SyntaxError> {
         let refusal = if self.config.kind != Kind::Submission {
             NOT_IMPLEMENTED
-        } else if !self.hello.as_ref().is_some_and(|hello| hello.extended) {
+        } else if self.hello.is_none() {
             HELLO_FIRST
         } else if !self.secured {
             // RFC 4954 §4 and §6: no password crosses the wire in clear.

@@ -83,7 +83,8 @@ impl Session {
         let mut message = Vec::with_capacity(piece.len());
         let chunk = receiving.decoder.decode(&piece, &mut message);
         receiving.size = receiving.size.saturating_add(message.len() as u64);
-        let violation = receiving.decoder.violation().filter(|_| self.config.bare_newline == BareNewline::Reject);
+        let violation =
+            receiving.decoder.violation().filter(|_| self.config.bare_newline == BareNewline::Reject);
         let refused_before = receiving.refusal.is_some();
         if refused_before {
             receiving.discarded = receiving.discarded.saturating_add(chunk.consumed as u64);
