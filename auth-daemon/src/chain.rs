@@ -14,7 +14,7 @@ use crate::config::{Compiled, Passdb, PassdbDriver};
 use crate::engine::Engine;
 use crate::request::Request;
 use crate::template::Template;
-use crate::{nets, username, worker};
+use crate::{guards, username, worker};
 
 /// What the chain is asked.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +103,7 @@ pub(crate) async fn walk(
             match deny {
                 Said::Ok => denied = Some(passdb.name.clone()),
                 Said::Internal(why) => {
-                    internal = Some(why);
+                    internal = Some(format!("passdb {}: {why}", passdb.name));
                     success = false;
                     break;
                 }
@@ -131,8 +131,10 @@ pub(crate) async fn walk(
             }
             Said::Internal(why) => {
                 (request.fields, request.userdb, request.user) = before;
-                tracing::warn!(target: "auth", passdb = passdb.name, why, "passdb cannot answer");
-                internal = Some(why.clone());
+                internal = Some(match internal {
+                    Some(earlier) => format!("{earlier}; passdb {}: {why}", passdb.name),
+                    None => format!("passdb {}: {why}", passdb.name),
+                });
                 rules.result_internalfail
             }
             Said::Mismatch(_) | Said::Unknown(_) | Said::NoScheme(_) => {
@@ -184,6 +186,12 @@ pub(crate) async fn walk(
     if let Some(name) = &denied {
         request.driver.clone_from(name);
         go_on = false;
+    }
+    // The log line of a login tells why nobody could decide it; all others would leave that out.
+    if let Some(why) = &internal
+        && (success || matches!(ask, Ask::Existence))
+    {
+        tracing::warn!(target: "auth", user = request.user, why, "passdb cannot answer");
     }
     let said = match (success, denied.is_some(), internal) {
         (true, false, _) => Said::Ok,
@@ -258,17 +266,45 @@ impl Walker<'_> {
         if let Err(why) = apply(passdb, request, &record.fields) {
             return Said::Internal(why);
         }
-        if let Some(said) = check_fields(request) {
+        if let Some(said) = guards::before_password(request) {
             return said;
         }
         let said = self.check_password(passdb, request, record).await;
         if said == Said::Ok {
-            if expired(request) {
-                return Said::Disabled("account has expired".to_owned());
+            if let Some(why) = guards::expired(request) {
+                return Said::Disabled(why);
             }
             rename(request);
         }
         said
+    }
+
+    /// What is left to do after a driver without fields of its own said yes.
+    fn accept(&mut self, passdb: &Passdb, request: &mut Request, name: Option<String>) -> Said {
+        self.known = true;
+        if let Err(why) = apply(passdb, request, &[]) {
+            return Said::Internal(why);
+        }
+        if let Some(said) = guards::before_password(request) {
+            return said;
+        }
+        for unused in ["password", "password_noscheme", "nopassword"] {
+            request.fields.take(unused);
+        }
+        if request.fields.take("noauthenticate").is_some() {
+            return Said::Next;
+        }
+        if let Some(why) = guards::expired(request) {
+            return Said::Disabled(why);
+        }
+        if let Some(name) = name.filter(|name| *name != local_name(request)) {
+            match self.compiled.rules.canonical(&name) {
+                Ok(names) => request.user = names.user,
+                Err(why) => return Said::Internal(format!("the driver renamed the user: {why}")),
+            }
+        }
+        rename(request);
+        Said::Ok
     }
 
     /// The entry's record of the user.
@@ -298,8 +334,11 @@ impl Walker<'_> {
             PassdbDriver::Static { password, .. } => {
                 Ok(Some(Record { password: password.clone(), ..Record::default() }))
             }
-            PassdbDriver::Passwd | PassdbDriver::Shadow | PassdbDriver::Pam { .. } => {
-                let found = self.engine.workers.passwd(&request.user).await?;
+            PassdbDriver::Passwd
+            | PassdbDriver::Shadow
+            | PassdbDriver::Pam { .. }
+            | PassdbDriver::Imap { .. } => {
+                let found = self.engine.account(request).await?;
                 Ok(found.map(|_| Record::default()))
             }
         }
@@ -389,43 +428,36 @@ impl Walker<'_> {
         let given = match self.ask {
             Ask::Key(_) => return Said::NoScheme("this driver can only check passwords".to_owned()),
             Ask::Existence => {
-                if matches!(passdb.driver, PassdbDriver::Pam { .. }) {
-                    return Said::NoScheme("PAM cannot look users up".to_owned());
+                match passdb.driver {
+                    PassdbDriver::Pam { .. } => {
+                        return Said::NoScheme("PAM cannot look users up".to_owned());
+                    }
+                    PassdbDriver::Imap { .. } => {
+                        return Said::NoScheme("an IMAP server cannot look users up".to_owned());
+                    }
+                    _ => {}
                 }
                 self.no_lookups = false;
-                return match self.engine.workers.passwd(&request.user).await {
-                    Ok(Some(_)) => Said::Ok,
+                return match self.engine.account(request).await {
+                    Ok(Some(account)) => self.accept(passdb, request, Some(account.name)),
                     Ok(None) => Said::Unknown("unknown user".to_owned()),
                     Err(why) => Said::Internal(why),
                 };
             }
-            // Somebody has checked it already, and this driver has no fields to add.
-            Ask::Password(_) if self.verified => return Said::Ok,
+            // Somebody has checked it already; what is left are the fields of the settings.
+            Ask::Password(_) if self.verified => return self.accept(passdb, request, None),
             Ask::Password(given) => given,
         };
         let answer = self.engine.ask_worker(self.compiled, request, &passdb.name, question, given).await;
         match answer {
-            worker::Answer::Ok(name) => {
-                self.known = true;
-                if let Err(why) = apply(passdb, request, &[]) {
-                    return Said::Internal(why);
-                }
-                if let Some(said) = check_fields(request) {
-                    return said;
-                }
-                if let Some(name) = name.filter(|name| *name != local_name(request)) {
-                    match self.compiled.rules.canonical(&name) {
-                        Ok(names) => request.user = names.user,
-                        Err(why) => return Said::Internal(format!("the driver renamed the user: {why}")),
-                    }
-                }
-                rename(request);
-                Said::Ok
-            }
+            worker::Answer::Ok(name) => self.accept(passdb, request, name),
             worker::Answer::Mismatch => Said::Mismatch("wrong password".to_owned()),
+            worker::Answer::Refused(why) => Said::Mismatch(format!("wrong password ({why})")),
             worker::Answer::Locked => Said::Mismatch("account is locked".to_owned()),
             worker::Answer::Unknown => Said::Unknown("unknown user".to_owned()),
-            worker::Answer::Disabled => Said::Disabled("account is disabled or has expired".to_owned()),
+            worker::Answer::Disabled(why) => {
+                Said::Disabled(format!("account is disabled or has expired ({why})"))
+            }
             worker::Answer::Expired => Said::Expired,
             worker::Answer::Unavailable(why) => Said::Internal(why),
         }
@@ -488,6 +520,7 @@ fn worker_question(passdb: &Passdb, request: &Request) -> Option<worker::Questio
             session: *session,
             setcred: *setcred,
         },
+        PassdbDriver::Imap { host, port } => worker::Question::Imap { host: host.clone(), port: *port },
         PassdbDriver::Shadow => worker::Question::Shadow,
         PassdbDriver::Passwd => worker::Question::Passwd,
         PassdbDriver::PasswdFile { .. } | PassdbDriver::Static { .. } => return None,
@@ -539,50 +572,6 @@ fn set_field(request: &mut Request, name: &str, value: Option<&str>) {
             request.fields.apply(name, value);
         }
         None => request.fields.apply(name, value),
-    }
-}
-
-/// Checks that do not depend on the password.
-fn check_fields(request: &mut Request) -> Option<Said> {
-    if request.fields.take("fail").is_some() {
-        return Some(Said::Mismatch("field `fail`".to_owned()));
-    }
-    if let Some(nets) = request.fields.take("allow_nets").flatten()
-        && !nets::admits(&nets, request.params.rip)
-    {
-        return Some(Said::Unknown(match request.params.rip {
-            Some(_) => "allow_nets does not include the address".to_owned(),
-            None => "allow_nets is set, the client told no address, and `local` is not listed".to_owned(),
-        }));
-    }
-    if let Some(nets) = request.fields.take("allow_real_nets").flatten()
-        && !nets::admits(&nets, request.params.real_rip.or(request.params.rip))
-    {
-        return Some(Said::Unknown("allow_real_nets does not include the address".to_owned()));
-    }
-    None
-}
-
-/// Whether the `expires` field lies in the past. A date that cannot be read counts as past.
-fn expired(request: &mut Request) -> bool {
-    let Some(text) = request.fields.take("expires").flatten() else { return false };
-    let now = jiff::Timestamp::now();
-    let moment = text
-        .parse::<i64>()
-        .ok()
-        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
-        .or_else(|| text.parse::<jiff::Timestamp>().ok())
-        .or_else(|| {
-            // A day ends with itself, in local time.
-            let date = text.parse::<jiff::civil::Date>().ok()?.tomorrow().ok()?;
-            Some(date.to_zoned(jiff::tz::TimeZone::system()).ok()?.timestamp())
-        });
-    match moment {
-        Some(moment) => moment <= now,
-        None => {
-            tracing::error!(target: "auth", user = request.user, "field `expires` is no date; the account counts as expired");
-            true
-        }
     }
 }
 

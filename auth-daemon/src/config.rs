@@ -30,6 +30,8 @@ pub(crate) struct Compiled {
     pub(crate) userdbs: Vec<Userdb>,
     pub(crate) home: Template,
     pub(crate) location: Template,
+    /// System accounts below this one are not listed.
+    pub(crate) first_uid: u32,
     pub(crate) verifier: Verifier,
     pub(crate) listeners: HashMap<String, Arc<Listener>>,
     pub(crate) cache: cache::Limits,
@@ -55,6 +57,7 @@ pub(crate) enum PassdbDriver {
     Passwd,
     Shadow,
     Pam { service: Template, session: bool, setcred: bool },
+    Imap { host: String, port: u16 },
 }
 
 /// A userdb with its rules.
@@ -139,6 +142,7 @@ impl Compiled {
             penalty: auth.penalty.clone(),
             home: Template::parse(&slice.mail.home).context("mail.home")?,
             location: Template::parse(&slice.mail.location).context("mail.location")?,
+            first_uid: slice.mail.first_valid_uid,
             verifier: Verifier::new(Policy { allow_weak: auth.allow_weak_schemes, caps }, crypt),
             cache: cache::Limits {
                 size: usize::try_from(auth.cache.size).unwrap_or(usize::MAX),
@@ -259,9 +263,10 @@ impl Passdb {
                     needs == sasl::Needs::Verify && (*nopassword || password.is_some())
                         || password.as_ref().is_some_and(can_serve_all)
                 }
-                PassdbDriver::Passwd | PassdbDriver::Shadow | PassdbDriver::Pam { .. } => {
-                    needs == sasl::Needs::Verify
-                }
+                PassdbDriver::Passwd
+                | PassdbDriver::Shadow
+                | PassdbDriver::Pam { .. }
+                | PassdbDriver::Imap { .. } => needs == sasl::Needs::Verify,
             }
     }
 
@@ -356,6 +361,10 @@ fn passdb(passdb: &conf::Passdb, files: &Files) -> anyhow::Result<Passdb> {
             service: Template::parse(service).with_context(context)?,
             session: *session,
             setcred: *setcred,
+        },
+        conf::PassdbDriver::Imap { host, port } => PassdbDriver::Imap {
+            host: host.clone(),
+            port: u16::try_from(*port).with_context(|| format!("{}: port {port}", context()))?,
         },
     };
     Ok(Passdb {

@@ -24,6 +24,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::config::Listener;
 use crate::engine::{Engine, Kept};
 use crate::exchange::{Answer, Input, Login};
+use crate::open::Place;
 use crate::outcome::{Decision, OUTAGE_TEXT, Outcome, client_fields};
 use crate::request::{PeerCredentials, Request};
 
@@ -83,39 +84,49 @@ struct Connection {
     /// The CPID this login connection is registered with.
     registered: Option<u32>,
     /// Exchanges that wait for their client.
-    waiting: HashMap<Ticket, Box<Login>>,
+    waiting: HashMap<Ticket, (Box<Login>, Place)>,
     running: HashMap<Ticket, AbortHandle>,
     jobs: JoinSet<(Ticket, Box<Login>, Answer)>,
-    delayed: BinaryHeap<Reverse<Delayed>>,
+    delayed: BinaryHeap<Reverse<Held>>,
     serial: u64,
     ending: Option<Ending>,
 }
 
-/// A refusal that waits for its time.
-struct Delayed {
+/// An answer that waits for its time.
+struct Held {
     due: Instant,
     serial: u64,
     ticket: Ticket,
+    answer: HeldAnswer,
+}
+
+enum HeldAnswer {
+    Refusal(Refusal),
+    /// With `delay_until`.
+    Success(Box<(Box<Login>, Outcome)>),
+}
+
+struct Refusal {
     user: Option<String>,
     code: Option<FailCode>,
     text: String,
 }
 
-impl PartialEq for Delayed {
+impl PartialEq for Held {
     fn eq(&self, other: &Self) -> bool {
         (self.due, self.serial) == (other.due, other.serial)
     }
 }
 
-impl Eq for Delayed {}
+impl Eq for Held {}
 
-impl PartialOrd for Delayed {
+impl PartialOrd for Held {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Delayed {
+impl Ord for Held {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.due, self.serial).cmp(&(other.due, other.serial))
     }
@@ -208,7 +219,7 @@ impl Connection {
                 Step::ClientPid(pid) => self.client_pid(pid),
                 Step::Start(request) => self.start(*request, now),
                 Step::Continue { ticket, data, channel_binding, .. } => {
-                    if let Some(mut login) = self.waiting.remove(&ticket) {
+                    if let Some((mut login, _)) = self.waiting.remove(&ticket) {
                         login.request.arrived = now;
                         self.advance(ticket, login, Input::Continue { data, binding: channel_binding }, now);
                     }
@@ -218,6 +229,10 @@ impl Connection {
                     if let Some(job) = self.running.remove(&ticket) {
                         job.abort();
                     }
+                    // A refusal may wait on: it has been counted, and nobody is told about it.
+                    let wanted =
+                        |held: &Held| held.ticket != ticket || matches!(held.answer, HeldAnswer::Refusal(_));
+                    self.delayed.retain(|Reverse(held)| wanted(held));
                 }
                 Step::Release(id) => self.forget_kept(id),
                 Step::Close(reason) => {
@@ -285,30 +300,43 @@ impl Connection {
     fn answer(&mut self, ticket: Ticket, login: Box<Login>, answer: Answer, now: Instant) {
         match answer {
             Answer::Challenge { data, binding } => {
-                self.waiting.insert(ticket, login);
+                let Some(place) = self.engine.exchanges.enter(self.peer.uid) else {
+                    tracing::warn!(
+                        listener = self.listener.name,
+                        uid = self.peer.uid,
+                        "too many open exchanges"
+                    );
+                    let (code, reason) = (Some(FailCode::TempFail), Some("Too many requests"));
+                    self.session.reply(ticket, Reply::Fail { user: None, code, reason, fields: &[] }, now);
+                    return;
+                };
+                self.waiting.insert(ticket, (login, place));
                 self.session.reply(ticket, Reply::Challenge { data: &data, channel_binding: binding }, now);
             }
-            Answer::Finished(outcome) => match outcome.decision {
-                Decision::Ok => self.accept(ticket, &login, &outcome, now),
-                Decision::Refused(refusal) => {
-                    let delayed = Delayed {
-                        due: outcome.not_before.unwrap_or(now),
-                        serial: self.serial,
-                        ticket,
-                        code: refusal.code(),
-                        text: outcome.text().to_owned(),
-                        user: outcome.user,
-                    };
-                    self.serial += 1;
-                    if delayed.due > now {
-                        self.delayed.push(Reverse(delayed));
-                    } else {
-                        self.refuse(&delayed, now);
+            Answer::Finished(outcome) => {
+                let due = outcome.not_before.filter(|due| *due > now);
+                match outcome.decision {
+                    Decision::Ok => match due {
+                        Some(due) => self.hold(due, ticket, HeldAnswer::Success(Box::new((login, outcome)))),
+                        None => self.accept(ticket, &login, &outcome, now),
+                    },
+                    Decision::Refused(refusal) => {
+                        let text = outcome.text().to_owned();
+                        let refusal = Refusal { user: outcome.user, code: refusal.code(), text };
+                        match due {
+                            Some(due) => self.hold(due, ticket, HeldAnswer::Refusal(refusal)),
+                            None => self.refuse(ticket, &refusal, now),
+                        }
                     }
+                    Decision::Outage => self.outage(ticket, &outcome, now),
                 }
-                Decision::Outage => self.outage(ticket, &outcome, now),
-            },
+            }
         }
+    }
+
+    fn hold(&mut self, due: Instant, ticket: Ticket, answer: HeldAnswer) {
+        self.delayed.push(Reverse(Held { due, serial: self.serial, ticket, answer }));
+        self.serial += 1;
     }
 
     fn accept(&mut self, ticket: Ticket, login: &Login, outcome: &Outcome, now: Instant) {
@@ -323,14 +351,15 @@ impl Connection {
         self.session.reply(ticket, reply, now);
     }
 
-    fn refuse(&mut self, delayed: &Delayed, now: Instant) {
-        let reply = Reply::Fail {
-            user: delayed.user.as_deref(),
-            code: delayed.code,
-            reason: Some(&delayed.text),
-            fields: &[],
-        };
-        self.session.reply(delayed.ticket, reply, now);
+    fn refuse(&mut self, ticket: Ticket, refusal: &Refusal, now: Instant) {
+        let Refusal { user, code, text } = refusal;
+        // Dovecot's login processes show a reason as `NO [ALERT]`, which mail programs pop up; without one they
+        // say `[AUTHENTICATIONFAILED]`. Our own fronts (minor 3) know better.
+        let usual = code.is_none() && text == crate::outcome::Refusal::Credentials.text();
+        let reason =
+            Some(text.as_ref()).filter(|_| !(usual && self.listener.is_login() && self.listener.minor < 3));
+        let reply = Reply::Fail { user: user.as_deref(), code: *code, reason, fields: &[] };
+        self.session.reply(ticket, reply, now);
     }
 
     /// Postfix and Exim turn every FAIL into a permanent refusal; a closed connection they take for what it is.
@@ -356,14 +385,18 @@ impl Connection {
         self.session.reply(ticket, reply, now);
     }
 
-    /// Sends refusals whose time has come; all of them when the daemon stops.
+    /// Sends answers whose time has come. When the daemon stops: all refusals, and no success before its time.
     fn release(&mut self, now: Instant, all: bool) {
-        while let Some(Reverse(delayed)) = self.delayed.peek() {
-            if delayed.due > now && !all {
+        while let Some(Reverse(held)) = self.delayed.peek() {
+            let early = held.due > now;
+            if early && !all {
                 return;
             }
-            if let Some(Reverse(delayed)) = self.delayed.pop() {
-                self.refuse(&delayed, now);
+            let Some(Reverse(held)) = self.delayed.pop() else { return };
+            match held.answer {
+                HeldAnswer::Refusal(refusal) => self.refuse(held.ticket, &refusal, now),
+                HeldAnswer::Success(success) if early => self.outage(held.ticket, &success.1, now),
+                HeldAnswer::Success(success) => self.accept(held.ticket, &success.0, &success.1, now),
             }
         }
     }

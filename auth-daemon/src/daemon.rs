@@ -46,6 +46,7 @@ impl Daemon {
         let admission = Admission::new(slice.limits.auth_connections, 0);
         let secret = server_secret(&slice.state_dir);
         let engine = Arc::new(Engine::new(compiled, files, workers, secret));
+        look_at_shadow(slice);
         let drain = Drain::new();
         let listeners = Listeners::new(Arc::clone(&engine), admission.clone(), drain.token());
         Ok(Daemon { engine, listeners, admission, drain })
@@ -71,6 +72,7 @@ impl Daemon {
     /// Settings that cannot work; the old ones stay.
     pub fn reload(&mut self, slice: &AuthSlice) -> anyhow::Result<()> {
         let compiled = Compiled::new(slice, crypt, &self.engine.files)?;
+        look_at_shadow(slice);
         self.admission.set_limits(slice.limits.auth_connections, 0);
         self.engine.reload(compiled);
         Ok(())
@@ -169,6 +171,20 @@ fn take(mut sockets: Sockets, slice: &AuthSlice) -> HashMap<String, Vec<UnixList
         .collect()
 }
 
+/// Says at the start, not at the first login, that passwords of system users cannot be checked.
+fn look_at_shadow(slice: &AuthSlice) {
+    let needs = |passdb: &conf::Passdb| match &passdb.driver {
+        conf::PassdbDriver::Shadow => true,
+        conf::PassdbDriver::Pam { service, .. } => system_auth::service_uses(service, "pam_unix.so"),
+        _ => false,
+    };
+    if let Some(passdb) = slice.auth.passdb.iter().find(|passdb| needs(passdb))
+        && let Some(why) = crate::worker::shadow_is_closed()
+    {
+        tracing::warn!(target: "auth", passdb = passdb.name, why, "passwords of system users cannot be checked");
+    }
+}
+
 /// crypt(3), which is safe in any thread.
 fn crypt(key: &[u8], setting: &[u8]) -> Option<Vec<u8>> {
     system_auth::crypt(key, setting)
@@ -177,6 +193,10 @@ fn crypt(key: &[u8], setting: &[u8]) -> Option<Vec<u8>> {
 /// The server's secret, made at the first start. Without a place to keep it, it lives as long as the process: then
 /// salts of unknown users change at a restart.
 fn server_secret(state: &Path) -> [u8; 32] {
+    if state.as_os_str().is_empty() {
+        // Settings without a state folder: nothing is to be kept.
+        return engine::random();
+    }
     let path = state.join("auth-secret");
     match read_secret(&path).or_else(|_| make_secret(&path)) {
         Ok(secret) => secret,

@@ -3,6 +3,7 @@
 //! Purpose: the one place where passwords are checked, whatever door the question came through.
 //! Locking: every part has its own short lock; none is held across an await.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,8 @@ use crate::cache::{self, Cache, Keyer};
 use crate::chain::{CheckError, StoredText};
 use crate::config::{Compiled, Listener};
 use crate::files::Files;
-use crate::hashpool::HashPool;
+use crate::hashpool::{HashPool, Whom};
+use crate::open::Exchanges;
 use crate::outcome::{Decision, Outcome};
 use crate::penalty::{Peer, Penalties};
 use crate::request::Request;
@@ -51,8 +53,12 @@ pub(crate) struct Engine {
     pub(crate) keyer: Keyer,
     pub(crate) penalties: Penalties,
     pub(crate) workers: Workers,
+    /// Those that wait for their clients.
+    pub(crate) exchanges: Exchanges,
     pool: HashPool<Hashed>,
     logins: Mutex<Registry<Kept>>,
+    /// PAM services without a file, as far as the log knows of them.
+    strange: Mutex<BTreeSet<String>>,
     /// Survives restarts: salts of unknown users and tokens depend on it.
     pub(crate) secret: [u8; 32],
     /// Seconds since the epoch.
@@ -71,7 +77,9 @@ impl Engine {
             keyer: Keyer::new(random()),
             penalties: Penalties::default(),
             workers,
+            exchanges: Exchanges::default(),
             logins: Mutex::default(),
+            strange: Mutex::default(),
             secret,
             started: unix_now(),
             cuid: AtomicU32::new(0),
@@ -152,7 +160,7 @@ impl Engine {
         let suspect = self.is_suspect(request);
         let answer = self
             .pool
-            .submit(key, cost, suspect, work)
+            .submit(key, cost, self.whom(request), suspect, work)
             .map_err(|busy| CheckError::Busy(busy.to_string()))?
             .await
             .map_err(|_| CheckError::Busy("the computation was given up".to_owned()))?;
@@ -190,7 +198,7 @@ impl Engine {
             let keys = sasl::ScramKeys::derive(hash, password.expose(), &salt, sasl::SCRAM_ITERATIONS);
             Ok(HashAnswer::Keys(keys))
         };
-        let answer = self.pool.submit(key, cost, self.is_suspect(request), work);
+        let answer = self.pool.submit(key, cost, self.whom(request), self.is_suspect(request), work);
         match answer.map_err(|busy| busy.to_string())?.await {
             Ok(Ok(HashAnswer::Keys(keys))) => Ok(keys),
             _ => Err("the computation was given up".to_owned()),
@@ -211,6 +219,7 @@ impl Engine {
         let rhost = request.params.rip.map(|ip| ip.to_string()).unwrap_or_default();
         let (kind, service) = match &question {
             Question::Pam { service, .. } => ("pam", service.as_str()),
+            Question::Imap { host, .. } => ("imap", host.as_str()),
             Question::Shadow => ("shadow", ""),
             Question::Passwd => ("passwd", ""),
         };
@@ -234,12 +243,15 @@ impl Engine {
         // A session or credentials are effects: those questions are asked every time.
         let effects = matches!(question, Question::Pam { session, setcred, .. } if session || setcred);
         let facts = worker::Facts { rhost, service: request.service.clone() };
-        let suspect = self.is_suspect(request);
-        let answer = self.workers.verify(&question, &user, given, &facts, suspect).await;
+        if let Question::Pam { service, .. } = &question {
+            self.look_at_service(service);
+        }
+        let terms = worker::Terms { until: patience(request), suspect: self.is_suspect(request) };
+        let answer = self.workers.verify(&question, &user, given, &facts, terms).await;
         let remembered = match &answer {
             Answer::Ok(name) => Some(cache::Verdict::Right(name.as_deref().map(Box::from))),
-            Answer::Mismatch | Answer::Unknown => Some(cache::Verdict::Wrong),
-            Answer::Locked | Answer::Disabled | Answer::Expired => None,
+            Answer::Mismatch | Answer::Refused(_) | Answer::Unknown => Some(cache::Verdict::Wrong),
+            Answer::Locked | Answer::Disabled(_) | Answer::Expired => None,
             Answer::Unavailable(why) => {
                 // Better yesterday's answer than none; only for the very same password.
                 if let Some(verdict) = self.cache.find_stale(&key, request.arrived) {
@@ -253,6 +265,24 @@ impl Engine {
             self.cache.store(key, &request.user, remembered, Instant::now());
         }
         answer
+    }
+
+    /// Looks up a system account for a request.
+    pub(crate) async fn account(&self, request: &Request) -> Result<Option<worker::Account>, String> {
+        self.workers.passwd(&crate::chain::local_name(request), patience(request)).await
+    }
+
+    /// Says once that PAM answers for a service without a file by the file `other`.
+    fn look_at_service(&self, service: &str) {
+        /// Clients of a mux may name many.
+        const MOST: usize = 64;
+        if system_auth::service_exists(service) {
+            return;
+        }
+        let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        if strange.len() < MOST && strange.insert(service.to_owned()) {
+            tracing::warn!(target: "auth", service, "there is no PAM file of this name in /etc/pam.d; PAM uses `other`");
+        }
     }
 
     /// Counts the end of a login, and sets the time before which a refusal is not answered.
@@ -291,6 +321,11 @@ impl Engine {
         Peer::of(request.params.rip, request.peer.uid)
     }
 
+    /// Whose turn a hash takes.
+    fn whom(&self, request: &Request) -> Whom {
+        Whom::new(request.peer.uid, &self.peer(request), &request.user)
+    }
+
     fn is_suspect(&self, request: &Request) -> bool {
         !request.params.no_penalty && self.penalties.is_suspect(&self.peer(request), request.arrived)
     }
@@ -300,6 +335,11 @@ impl std::fmt::Debug for HashPool<Hashed> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HashPool")
     }
+}
+
+/// A worker must be given up before its client is: then the log says what it was waiting for.
+fn patience(request: &Request) -> Option<Instant> {
+    request.until.map(|until| until - until.saturating_duration_since(request.arrived) / 20)
 }
 
 fn check_error(error: creds::Error) -> CheckError {

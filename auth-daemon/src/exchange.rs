@@ -6,7 +6,7 @@
 //! Never:   let a password outlive the check it is for.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use auth_wire::{Secret, Secured};
 use creds::KeyKind;
@@ -69,6 +69,10 @@ impl Login {
         cuid: u32,
     ) -> Login {
         request.mechanism = Some(mechanism);
+        // What a proxy passed on goes to whoever gets the OK.
+        for field in std::mem::take(&mut request.params.forward_fields) {
+            request.fields.set(&format!("forward_{}", field.name), field.value.as_deref());
+        }
         request.default_domain = compiled.rules.default_domain().map(str::to_owned);
         Login {
             compiled,
@@ -89,8 +93,9 @@ impl Login {
         input: Input,
     ) -> (Box<Self>, Answer) {
         let began = Instant::now();
-        let deadline = tokio::time::Instant::from_std(self.request.arrived + self.listener.deadline);
-        let answer = match tokio::time::timeout_at(deadline, self.run(&engine, input)).await {
+        let deadline = self.request.arrived + self.listener.deadline;
+        self.request.until = Some(deadline);
+        let answer = match tokio::time::timeout_at(deadline.into(), self.run(&engine, input)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Finished(Outcome::failed(
                 &self.request,
@@ -290,7 +295,7 @@ impl Login {
             Some(LookedUp { said, .. }) => judge(&self.request, &said),
             None => Outcome::failed(&self.request, Decision::Outage, "success without a look-up"),
         };
-        finish_ok(&self.listener, &self.request, &mut outcome);
+        finish_ok(&self.listener, &mut self.request, &mut outcome);
         engine.settle(&compiled, &self.listener, &self.request, &mut outcome, b"");
         match success.final_data {
             Some(data) if outcome.decision == Decision::Ok => {
@@ -461,11 +466,33 @@ fn describe(said: &Said) -> String {
 
 /// `nologin` is for login processes to honour. Doors without them would let the user in, so it is a refusal there;
 /// a user who is to be proxied elsewhere is none of theirs.
-fn finish_ok(listener: &Listener, request: &Request, outcome: &mut Outcome) {
+fn finish_ok(listener: &Listener, request: &mut Request, outcome: &mut Outcome) {
+    if outcome.decision == Decision::Ok {
+        hold_back(listener, request, outcome);
+    }
     let proxied = request.fields.has("proxy") || request.fields.has("proxy_maybe");
     if outcome.decision == Decision::Ok && request.fields.has("nologin") && !listener.is_login() && !proxied {
         outcome.decision = Decision::Refused(Refusal::Disabled);
         outcome.reason = request.fields.value("reason").map(str::to_owned);
         "nologin is set".clone_into(&mut outcome.why);
+    }
+}
+
+/// `delay_until`: a success waits, as long as the client does. What cannot be kept is an outage, never an early success.
+fn hold_back(listener: &Listener, request: &mut Request, outcome: &mut Outcome) {
+    let random = u64::from_le_bytes(crate::engine::random());
+    let delay = crate::guards::delay(request, SystemTime::now(), random).and_then(|delay| {
+        let due = Instant::now() + delay;
+        if due > request.arrived + listener.deadline {
+            return Err("field `delay_until` lies beyond the listener's reply_deadline".to_owned());
+        }
+        Ok((!delay.is_zero()).then_some(due))
+    });
+    match delay {
+        Ok(due) => outcome.not_before = due,
+        Err(why) => {
+            outcome.decision = Decision::Outage;
+            outcome.why = why;
+        }
     }
 }

@@ -9,12 +9,7 @@ use crate::config::Passdb;
 use crate::userdb::Found;
 
 /// The stored password of an entry: its scheme and what checking it would cost.
-pub(crate) fn stored(
-    verifier: &Verifier,
-    passdb: &Passdb,
-    text: StoredText<'_>,
-    nopassword: bool,
-) -> String {
+pub(crate) fn stored(verifier: &Verifier, passdb: &Passdb, text: StoredText<'_>, nopassword: bool) -> String {
     let about = |what: String| format!("passdb {}: {what}", passdb.name);
     if nopassword {
         return about("any password is right (nopassword)".to_owned());

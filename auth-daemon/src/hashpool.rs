@@ -2,11 +2,14 @@
 //!
 //! Purpose: as many hashes at a time as there are cores, within a memory budget; the sockets are served elsewhere.
 //! Sharing: the same question asked again while it waits or runs gets the same answer.
-//! Order:   first come, first served; a hash that does not fit into the free memory is overtaken by smaller ones,
-//!          but only so often; peers under suspicion get every eighth turn while others wait.
+//! Order:   in turns by who asks (see [`turns`]), so that two hundred guesses of one address delay nobody else's login;
+//!          a hash that does not fit into the free memory is overtaken by smaller ones, but only so often; peers under
+//!          suspicion get every eighth turn while others wait.
 //! Never:   queue without bound, compute for clients that are all gone, keep scratch memory while idle.
 
-use std::collections::{HashMap, VecDeque};
+mod turns;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +17,13 @@ use creds::{Cost, Scratch};
 use tokio::sync::oneshot;
 
 use crate::cache::Key;
+use turns::Turns;
+pub(crate) use turns::Whom;
 
 /// A thread with nothing to do gives its memory back after this time.
 const IDLE: Duration = Duration::from_secs(5);
 /// How often a large hash may be overtaken.
 const OVERTAKEN: u32 = 32;
-/// How far to look for a hash that fits.
-const LOOK_AHEAD: usize = 64;
 /// One turn in so many goes to suspects while others wait.
 const SUSPECT_TURN: u32 = 8;
 
@@ -46,13 +49,16 @@ struct Job<R> {
     key: Key,
     cost: Cost,
     work: Work<R>,
+    whom: Whom,
     overtaken: u32,
 }
 
 struct State<R> {
     limits: Limits,
-    queue: VecDeque<Job<R>>,
-    suspects: VecDeque<Job<R>>,
+    /// In the order they came.
+    queue: Vec<Job<R>>,
+    suspects: Vec<Job<R>>,
+    turns: Turns,
     /// Who waits for the answer to a question that is queued or running.
     flights: HashMap<Key, Vec<oneshot::Sender<R>>>,
     memory: u64,
@@ -75,8 +81,9 @@ impl<R: Clone + Send + 'static> HashPool<R> {
     pub(crate) fn new(limits: Limits) -> HashPool<R> {
         let state = State {
             limits,
-            queue: VecDeque::new(),
-            suspects: VecDeque::new(),
+            queue: Vec::new(),
+            suspects: Vec::new(),
+            turns: Turns::default(),
             flights: HashMap::new(),
             memory: 0,
             threads: 0,
@@ -98,6 +105,7 @@ impl<R: Clone + Send + 'static> HashPool<R> {
         &self,
         key: Key,
         cost: Cost,
+        whom: Whom,
         suspect: bool,
         work: impl FnOnce(&mut Scratch) -> R + Send + 'static,
     ) -> Result<oneshot::Receiver<R>, Busy> {
@@ -108,18 +116,20 @@ impl<R: Clone + Send + 'static> HashPool<R> {
             return Ok(receiver);
         }
         let limit = state.limits.queue;
-        // Suspects may fill a quarter of the queue; the rest stays free for others.
+        // Suspects may fill a quarter of the queue, one address half of it; the rest stays free for others.
+        let neighbours = state.queue.iter().filter(|job| job.whom.is_neighbour(&whom)).count();
         if state.queue.len() + state.suspects.len() >= limit
             || (suspect && state.suspects.len() >= limit.div_ceil(4))
+            || (!suspect && neighbours >= limit.div_ceil(2))
         {
             return Err(Busy);
         }
         state.flights.insert(key, vec![answer]);
-        let job = Job { key, cost, work: Box::new(work), overtaken: 0 };
+        let job = Job { key, cost, work: Box::new(work), whom, overtaken: 0 };
         if suspect {
-            state.suspects.push_back(job);
+            state.suspects.push(job);
         } else {
-            state.queue.push_back(job);
+            state.queue.push(job);
         }
         if state.idle == 0 && state.threads < state.limits.threads.max(1) {
             let shared = Arc::clone(&self.0);
@@ -207,40 +217,61 @@ impl<R> State<R> {
         self.turn = self.turn.wrapping_add(1);
         let free = if self.memory == 0 { u64::MAX } else { self.limits.memory.saturating_sub(self.memory) };
         let suspects_first = self.turn.is_multiple_of(SUSPECT_TURN);
-        let flights = &mut self.flights;
-        let mut from = |queue| pick_from(queue, flights, free);
-        if suspects_first {
+        let (flights, turns) = (&mut self.flights, &self.turns);
+        let mut from = |queue| pick_from(queue, flights, turns, free);
+        let job = if suspects_first {
             from(&mut self.suspects).or_else(|| from(&mut self.queue))
         } else {
             from(&mut self.queue).or_else(|| from(&mut self.suspects))
-        }
+        }?;
+        self.turns.serve(&job.whom);
+        Some(job)
     }
 }
 
 fn pick_from<R>(
-    queue: &mut VecDeque<Job<R>>,
+    queue: &mut Vec<Job<R>>,
     flights: &mut HashMap<Key, Vec<oneshot::Sender<R>>>,
+    turns: &Turns,
     free: u64,
 ) -> Option<Job<R>> {
-    let mut at = 0;
-    while at < LOOK_AHEAD {
-        let job = queue.get_mut(at)?;
-        if flights.get(&job.key).is_none_or(|waiting| waiting.iter().all(oneshot::Sender::is_closed)) {
-            flights.remove(&job.key);
-            queue.remove(at);
-        } else if job.cost.memory <= free {
-            let job = queue.remove(at);
-            for passed in queue.iter_mut().take(at) {
-                passed.overtaken += 1;
-            }
-            return job;
-        } else if job.overtaken >= OVERTAKEN {
-            return None;
-        } else {
-            at += 1;
+    let first = |queue: &[Job<R>], most: u64| {
+        let fitting = queue.iter().enumerate().filter(|(_, job)| job.cost.memory <= most);
+        fitting.min_by_key(|(_, job)| turns.rank(&job.whom)).map(|(at, _)| at)
+    };
+    let mut forget_if_unwanted = |queue: &mut Vec<Job<R>>, at: usize| {
+        let key = queue.get(at).map(|job| job.key);
+        let waiting = key.and_then(|key| flights.get(&key));
+        if waiting.is_some_and(|waiting| waiting.iter().any(|answer| !answer.is_closed())) {
+            return false;
         }
+        if let Some(key) = key {
+            flights.remove(&key);
+            queue.remove(at);
+        }
+        true
+    };
+    loop {
+        let next = first(queue, u64::MAX)?;
+        if forget_if_unwanted(queue, next) {
+            continue;
+        }
+        let job = queue.get(next)?;
+        if job.cost.memory <= free {
+            return Some(queue.remove(next));
+        }
+        if job.overtaken >= OVERTAKEN {
+            return None;
+        }
+        let smaller = first(queue, free)?;
+        if forget_if_unwanted(queue, smaller) {
+            continue;
+        }
+        if let Some(job) = queue.get_mut(next) {
+            job.overtaken += 1;
+        }
+        return Some(queue.remove(smaller));
     }
-    None
 }
 
 #[cfg(test)]
@@ -264,6 +295,10 @@ mod tests {
         Cost { memory, micros: 1000 }
     }
 
+    fn whom(n: u8) -> Whom {
+        Whom::new(u32::from(n), &crate::penalty::Peer::Uid(u32::from(n)), "alice")
+    }
+
     /// A hash that waits until it is let go.
     fn gate() -> (mpsc::Sender<()>, mpsc::Receiver<()>) {
         mpsc::channel()
@@ -276,14 +311,14 @@ mod tests {
         let (go, wait) = gate();
         let counted = Arc::clone(&runs);
         let mut receivers = vec![
-            pool.submit(key(1), cost(0), false, move |_| {
+            pool.submit(key(1), cost(0), whom(0), false, move |_| {
                 wait.recv().unwrap();
                 counted.fetch_add(1, Ordering::SeqCst) + 1
             })
             .unwrap(),
         ];
         for _ in 0..50 {
-            receivers.push(pool.submit(key(1), cost(0), false, |_| panic!()).unwrap());
+            receivers.push(pool.submit(key(1), cost(0), whom(0), false, |_| panic!()).unwrap());
         }
         go.send(()).unwrap();
         for receiver in receivers {
@@ -298,7 +333,7 @@ mod tests {
         let (go, wait) = gate();
         let (started, running) = gate();
         let _first = pool
-            .submit(key(0), cost(0), false, move |_| {
+            .submit(key(0), cost(0), whom(0), false, move |_| {
                 started.send(()).unwrap();
                 let _ = wait.recv();
             })
@@ -306,13 +341,13 @@ mod tests {
         running.recv().unwrap();
         let mut held = Vec::new();
         for n in 1..=2 {
-            held.push(pool.submit(key(n), cost(0), true, |_| ()).unwrap());
+            held.push(pool.submit(key(n), cost(0), whom(0), true, |_| ()).unwrap());
         }
-        assert_eq!(pool.submit(key(3), cost(0), true, |_| ()).unwrap_err(), Busy);
+        assert_eq!(pool.submit(key(3), cost(0), whom(0), true, |_| ()).unwrap_err(), Busy);
         for n in 4..=9 {
-            held.push(pool.submit(key(n), cost(0), false, |_| ()).unwrap());
+            held.push(pool.submit(key(n), cost(0), whom(n % 2), false, |_| ()).unwrap());
         }
-        assert_eq!(pool.submit(key(10), cost(0), false, |_| ()).unwrap_err(), Busy);
+        assert_eq!(pool.submit(key(10), cost(0), whom(9), false, |_| ()).unwrap_err(), Busy);
         go.send(()).unwrap();
         for receiver in held {
             receiver.blocking_recv().unwrap();
@@ -327,7 +362,7 @@ mod tests {
             .map(|n| {
                 let memory = if n % 3 == 0 { MIB } else { 64 * MIB };
                 let (used, peak) = (Arc::clone(&used), Arc::clone(&peak));
-                pool.submit(key(n), cost(memory), false, move |_| {
+                pool.submit(key(n), cost(memory), whom(n), false, move |_| {
                     let now = used.fetch_add(memory, Ordering::SeqCst) + memory;
                     peak.fetch_max(now, Ordering::SeqCst);
                     std::thread::yield_now();
@@ -343,12 +378,42 @@ mod tests {
     }
 
     #[test]
+    fn one_address_fills_half_of_the_queue_and_delays_others_by_one_turn() {
+        let pool = HashPool::<()>::new(limits(1, 200, MIB));
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let (go, wait) = gate();
+        let (started, running) = gate();
+        let mut held = vec![
+            pool.submit(key(0), cost(0), whom(1), false, move |_| {
+                started.send(()).unwrap();
+                let _ = wait.recv();
+            })
+            .unwrap(),
+        ];
+        running.recv().unwrap();
+        let note = |n: u8| {
+            let done = Arc::clone(&done);
+            move |_: &mut Scratch| done.lock().unwrap().push(n)
+        };
+        for n in 1..=100 {
+            held.push(pool.submit(key(n), cost(0), whom(1), false, note(n)).unwrap());
+        }
+        assert_eq!(pool.submit(key(101), cost(0), whom(1), false, |_| ()).unwrap_err(), Busy);
+        held.push(pool.submit(key(201), cost(0), whom(2), false, note(201)).unwrap());
+        go.send(()).unwrap();
+        for receiver in held {
+            receiver.blocking_recv().unwrap();
+        }
+        assert_eq!(done.lock().unwrap().iter().position(|n| *n == 201), Some(0));
+    }
+
+    #[test]
     fn nobody_waits_nobody_computes() {
         let pool = HashPool::<()>::new(limits(1, 10, MIB));
         let (go, wait) = gate();
-        let first = pool.submit(key(0), cost(0), false, move |_| wait.recv().unwrap()).unwrap();
-        drop(pool.submit(key(1), cost(0), false, |_| panic!("computed for nobody")).unwrap());
-        let last = pool.submit(key(2), cost(0), false, |_| ()).unwrap();
+        let first = pool.submit(key(0), cost(0), whom(0), false, move |_| wait.recv().unwrap()).unwrap();
+        drop(pool.submit(key(1), cost(0), whom(0), false, |_| panic!("computed for nobody")).unwrap());
+        let last = pool.submit(key(2), cost(0), whom(0), false, |_| ()).unwrap();
         go.send(()).unwrap();
         first.blocking_recv().unwrap();
         last.blocking_recv().unwrap();
@@ -358,8 +423,8 @@ mod tests {
     #[test]
     fn a_panic_costs_only_its_own_answer() {
         let pool = HashPool::<()>::new(limits(1, 10, MIB));
-        let bad = pool.submit(key(0), cost(0), false, |_| panic!("on purpose")).unwrap();
+        let bad = pool.submit(key(0), cost(0), whom(0), false, |_| panic!("on purpose")).unwrap();
         assert!(bad.blocking_recv().is_err());
-        pool.submit(key(1), cost(0), false, |_| ()).unwrap().blocking_recv().unwrap();
+        pool.submit(key(1), cost(0), whom(0), false, |_| ()).unwrap().blocking_recv().unwrap();
     }
 }

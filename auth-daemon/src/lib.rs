@@ -22,11 +22,14 @@ mod exchange;
 mod explain;
 mod fields;
 mod files;
+mod forward;
+mod guards;
 mod hashpool;
 mod listener;
 mod master;
 mod mux;
 mod nets;
+mod open;
 mod outcome;
 mod penalty;
 mod request;
@@ -36,6 +39,7 @@ mod username;
 mod worker;
 
 pub use daemon::{Daemon, main};
+pub use forward::{End, ForwardSlice, LISTENER as FORWARD_LISTENER, forward_main};
 pub use template::{Error as TemplateError, Template};
 pub use worker::worker_main;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 
-use boot::{Admission, DrainToken};
+use boot::{Admission, DrainToken, Permit, Refused};
 use conf::AuthListenerKind;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -78,7 +78,7 @@ async fn accept(
             );
             continue;
         }
-        let permit = match admission.admit(None) {
+        let permit = match admit(&admission, &rules, &peer) {
             Ok(permit) => permit,
             Err(refused) => {
                 tracing::warn!(listener = name, uid = peer.uid, "connection refused: {refused}");
@@ -94,6 +94,17 @@ async fn accept(
             }
             drop(permit);
         });
+    }
+}
+
+/// Root and the daemon's own account may take any place, other accounts not all of them. The fronts' own sockets are
+/// beside the limits: connections of strangers elsewhere must not stop mail.
+fn admit(admission: &Admission, rules: &Listener, peer: &PeerCredentials) -> Result<Permit, Refused> {
+    let ours = peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw();
+    match (ours, rules.mode & 0o077 == 0) {
+        (true, true) => Ok(admission.admit_own()),
+        (true, false) => admission.admit(None),
+        (false, _) => admission.admit_account(peer.uid),
     }
 }
 

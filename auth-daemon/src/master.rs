@@ -4,6 +4,7 @@
 //! Never: hand out a login to another process than the one it was made for, or an entry to a stranger on a world-writable
 //!        socket.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -189,9 +190,16 @@ impl Asker {
         })
     }
 
+    /// The request of a look-up, if its name is one.
+    fn named(&self, compiled: &Compiled, lookup: Lookup) -> Option<Request> {
+        let now = Instant::now();
+        let mut request = Request::new(lookup.params, lookup.service, self.peer, now);
+        request.until = Some(now + self.listener.deadline);
+        userdb::named(compiled, request, &lookup.user).ok()
+    }
+
     async fn user(&self, compiled: &Compiled, lookup: Lookup) -> Done {
-        let request = Request::new(lookup.params, lookup.service, self.peer, Instant::now());
-        let Ok(mut request) = userdb::named(compiled, request, &lookup.user) else { return Done::NotFound };
+        let Some(mut request) = self.named(compiled, lookup) else { return Done::NotFound };
         match userdb::walk(&self.engine, compiled, &self.listener, &mut request, false).await {
             Found::Yes => {
                 let own = request.userdb.value("uid").and_then(|uid| uid.parse().ok()) == Some(self.peer.uid);
@@ -211,17 +219,14 @@ impl Asker {
         if self.listener.is_restricted(self.peer.uid, self.peer.gid) {
             return Done::Fail(Some("Not permitted for this user".to_owned()));
         }
-        let request = Request::new(lookup.params, lookup.service, self.peer, Instant::now());
-        let Ok(mut request) = userdb::named(compiled, request, &lookup.user) else { return Done::NotFound };
+        let Some(mut request) = self.named(compiled, lookup) else { return Done::NotFound };
         let chain = &self.listener.chain;
         let walk = chain::walk(&self.engine, compiled, chain, &mut request, Ask::Existence, false).await;
         match walk.said {
             Said::Ok => {
                 let mut fields = client_fields(&request, false, true);
-                fields.extend(request.userdb.iter().map(|(name, value)| Field {
-                    name: format!("userdb_{name}").into(),
-                    value: value.map(str::to_owned),
-                }));
+                // Who asks knows what was asked for.
+                fields.retain(|field| field.name != "original_user");
                 Done::Pass(request.user.clone(), fields)
             }
             Said::Internal(_) | Said::Next => Done::Fail(Some(TEMPORARY.to_owned())),
@@ -232,34 +237,32 @@ impl Asker {
         }
     }
 
-    /// All users of the first user databases that can be listed.
+    /// All users of the user databases that can be listed.
     async fn list(&self, compiled: &Arc<Compiled>, list: ListRequest) -> Option<Vec<String>> {
         if self.listener.is_restricted(self.peer.uid, self.peer.gid) {
             return None;
         }
-        let compiled = Arc::clone(compiled);
-        let read = tokio::task::spawn_blocking(move || {
-            let mut all: Option<Vec<String>> = None;
-            for userdb in &compiled.userdbs {
-                let UserdbDriver::PasswdFile { source, .. } = &userdb.driver else { continue };
-                match source.list(Instant::now()) {
-                    Ok(Some(names)) => all.get_or_insert_default().extend(names),
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::warn!(userdb = userdb.name, %error, "users cannot be listed");
-                        return None;
-                    }
+        let mut all: Option<Vec<String>> = None;
+        for (at, userdb) in compiled.userdbs.iter().enumerate() {
+            let names = match &userdb.driver {
+                UserdbDriver::PasswdFile { .. } => read_names(Arc::clone(compiled), at).await,
+                UserdbDriver::Passwd => self.engine.workers.accounts(compiled.first_uid).await.map(Some),
+                UserdbDriver::Static { .. } | UserdbDriver::Prefetch => Ok(None),
+            };
+            match names {
+                Ok(Some(names)) => all.get_or_insert_default().extend(names),
+                Ok(None) => {}
+                Err(why) => {
+                    tracing::warn!(target: "auth", userdb = userdb.name, why, "users cannot be listed");
+                    return None;
                 }
             }
-            let mut seen = std::collections::HashSet::new();
-            let canonical = |name: String| compiled.rules.canonical(&name).ok().map(|names| names.user);
-            let fits = |user: &String| list.mask.as_deref().is_none_or(|mask| username::wildcard(mask, user));
-            all.map(|names| {
-                let names = names.into_iter().filter_map(canonical).filter(fits);
-                names.filter(|name| seen.insert(name.clone())).collect()
-            })
-        });
-        read.await.ok().flatten()
+        }
+        let mut seen = HashSet::new();
+        let canonical = |name: String| compiled.rules.canonical(&name).ok().map(|names| names.user);
+        let fits = |user: &String| list.mask.as_deref().is_none_or(|mask| username::wildcard(mask, user));
+        let names = all?.into_iter().filter_map(canonical).filter(fits);
+        Some(names.filter(|name| seen.insert(name.clone())).collect())
     }
 
     fn redeem(&self, login: &LoginRequest) -> Result<Kept, String> {
@@ -276,6 +279,7 @@ impl Asker {
 
     async fn login(&self, compiled: &Compiled, login: &LoginRequest, kept: Kept) -> Done {
         let Kept { mut request, anonymous } = kept;
+        request.until = Some(Instant::now() + self.listener.deadline);
         // Dovecot's order: what the passdb prefetched, then the user databases.
         let user = request.user.clone();
         match userdb::walk(&self.engine, compiled, &self.listener, &mut request, true).await {
@@ -297,11 +301,25 @@ impl Asker {
         if let (Some(pid), true) = (login.session_pid, login.request_auth_token) {
             fields.push(Field::new("auth_token", token(&self.engine, &request, pid)));
         }
-        if let Some(master) = &request.master {
-            fields.push(Field::new("auth_user", master.clone()));
+        // Who really authenticated; without a master user, under the name as typed.
+        let auth_user = request.master.as_ref().unwrap_or(&request.original);
+        if !anonymous {
+            fields.push(Field::new("auth_user", auth_user.clone()));
         }
         Done::User(request.user.clone(), fields)
     }
+}
+
+/// The names in a passwd-file. A family of files cannot be listed.
+async fn read_names(compiled: Arc<Compiled>, at: usize) -> Result<Option<Vec<String>>, String> {
+    let read =
+        tokio::task::spawn_blocking(move || match compiled.userdbs.get(at).map(|userdb| &userdb.driver) {
+            Some(UserdbDriver::PasswdFile { source, .. }) => {
+                source.list(Instant::now()).map_err(|error| error.to_string())
+            }
+            _ => Ok(None),
+        });
+    read.await.map_err(|error| error.to_string())?
 }
 
 fn userdb_fields(request: &Request) -> Vec<Field> {

@@ -106,9 +106,10 @@ async fn check(
     let mut request = Request::new(params, service_name(listener, service), peer, began);
     request.pam_service = Some(pam_service(listener, service));
     request.mechanism = Some(sasl::Name::Plain);
-    let deadline = tokio::time::Instant::from_std(began + listener.deadline);
+    let deadline = began + listener.deadline;
+    request.until = Some(deadline);
     let checked = tokio::time::timeout_at(
-        deadline,
+        deadline.into(),
         check_password(engine, &compiled, listener, &mut request, &login, None, &wanted.password),
     )
     .await;
@@ -142,7 +143,8 @@ fn service_name(listener: &Listener, wanted: &str) -> String {
 fn pam_service(listener: &Listener, wanted: &str) -> String {
     let name = service_name(listener, wanted);
     if listener.pam_services.iter().any(|allowed| *allowed == name || allowed == "*") {
-        return name;
+        // libpam folds the case as well.
+        return name.to_ascii_lowercase();
     }
     listener.service.clone().unwrap_or_else(|| DEFAULT_SERVICE.to_owned())
 }

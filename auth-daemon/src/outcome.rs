@@ -149,7 +149,7 @@ pub(crate) fn client_fields(request: &Request, anonymous: bool, login: bool) -> 
     }
     match &request.master {
         Some(master) => {
-            out.push(Field::new("original_user", master.clone()));
+            out.push(Field::new("original_user", request.original.clone()));
             out.push(Field::new("auth_user", master.clone()));
         }
         None if request.original != request.user && !anonymous && !request.original.is_empty() => {

@@ -37,6 +37,8 @@ pub(crate) struct Request {
     pub(crate) peer: PeerCredentials,
     /// When the client's last line came: delays count from here.
     pub(crate) arrived: Instant,
+    /// When the client is answered at the latest.
+    pub(crate) until: Option<Instant>,
     /// The domain of bare names.
     pub(crate) default_domain: Option<String>,
     /// The canonical name; drivers may rename.
@@ -71,6 +73,7 @@ impl Request {
             mechanism: None,
             peer,
             arrived,
+            until: None,
             default_domain: None,
             user: String::new(),
             original: String::new(),

@@ -128,13 +128,22 @@ async fn one(
             }
             Vec::new()
         }
-        UserdbDriver::Passwd => match engine.workers.passwd(&chain::local_name(request)).await {
-            Ok(Some(account)) => vec![
-                ("system_groups_user".to_owned(), Some(account.name)),
-                ("uid".to_owned(), Some(account.uid.to_string())),
-                ("gid".to_owned(), Some(account.gid.to_string())),
-                ("home".to_owned(), Some(account.home.replace('%', "%%"))),
-            ],
+        UserdbDriver::Passwd => match engine.account(request).await {
+            Ok(Some(account)) => {
+                // Directory services may spell a name in another way than it was asked for.
+                if account.name != chain::local_name(request) {
+                    match compiled.rules.canonical(&account.name) {
+                        Ok(names) => request.user = names.user,
+                        Err(why) => return Found::Unavailable(format!("the system renamed the user: {why}")),
+                    }
+                }
+                vec![
+                    ("system_groups_user".to_owned(), Some(account.name)),
+                    ("uid".to_owned(), Some(account.uid.to_string())),
+                    ("gid".to_owned(), Some(account.gid.to_string())),
+                    ("home".to_owned(), Some(account.home.replace('%', "%%"))),
+                ]
+            }
             Ok(None) => return Found::No,
             Err(why) => return Found::Unavailable(why),
         },
@@ -217,8 +226,7 @@ fn finish(compiled: &Compiled, request: &mut Request) -> Found {
     }
     request.home = Some(home.clone());
     request.userdb.set("home", Some(&home));
-    let mail = match request.userdb.value("mail") {
-        // Dovecot's notation; every mailbox here is a Maildir.
+    let path = match request.userdb.value("mail") {
         Some(mail) => {
             let path = mail.strip_prefix("maildir:").unwrap_or(mail);
             match path.strip_prefix('~') {
@@ -227,10 +235,12 @@ fn finish(compiled: &Compiled, request: &mut Request) -> Found {
             }
         }
         None => match compiled.location.path(request) {
-            Ok(mail) => mail,
+            Ok(path) => path,
             Err(_) => return Found::No,
         },
     };
+    // Dovecot's notation: its imap takes a bare path for an ambiguous location and ends the session.
+    let mail = if path.starts_with('/') { format!("maildir:{path}") } else { path };
     request.userdb.set("mail", Some(&mail));
     Found::Yes
 }

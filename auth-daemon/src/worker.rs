@@ -8,33 +8,35 @@
 //!          argument or the environment.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Child;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod backend;
+mod imap;
+mod lane;
+mod process;
 mod record;
 
+pub(crate) use backend::shadow_is_closed;
 pub use backend::worker_main;
+use lane::{Lanes, Place};
 use record::{Reply, Wanted};
 
 /// A worker with nothing to do ends after this time.
 const IDLE: Duration = Duration::from_secs(60);
-/// Questions that may wait for each worker.
-const WAITING_PER_WORKER: usize = 64;
 
 /// What a driver in a worker is asked to check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Question {
     /// PAM with this service file.
     Pam { service: String, session: bool, setcred: bool },
+    /// A login at this IMAP server.
+    Imap { host: String, port: u16 },
     /// The shadow entry.
     Shadow,
     /// The hash in the passwd entry.
@@ -57,12 +59,14 @@ pub(crate) enum Answer {
     Ok(Option<String>),
     /// It is not.
     Mismatch,
+    /// The same, with a reason for the log.
+    Refused(String),
     /// There is no such user.
     Unknown,
     /// The password is locked: none would be right.
     Locked,
-    /// The password is right, the account has expired or may not log in.
-    Disabled,
+    /// The password is right, the account has expired or may not log in; why, for the log.
+    Disabled(String),
     /// The password is right and has expired.
     Expired,
     /// Nobody can say.
@@ -81,6 +85,30 @@ pub(crate) struct Account {
 /// Makes the other end of a worker.
 pub(crate) type Spawner = Arc<dyn Fn() -> io::Result<(StdStream, Option<Child>)> + Send + Sync>;
 
+/// How a question is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// When nobody waits for the answer any more.
+    pub(crate) until: Option<Instant>,
+    /// The peer is under suspicion: such questions share half of the workers.
+    pub(crate) suspect: bool,
+}
+
+impl Question {
+    /// In words; also the lane of the pool it is asked in.
+    fn describe(&self) -> String {
+        match self {
+            Question::Pam { service, .. } => format!("PAM service `{service}`"),
+            Question::Imap { host, port } => format!("IMAP server {host} port {port}"),
+            Question::Shadow => "shadow".to_owned(),
+            Question::Passwd => "passwd".to_owned(),
+        }
+    }
+}
+
+/// Words and lane of account look-ups.
+const ACCOUNTS: &str = "account look-up";
+
 /// The pool. Workers start when they are needed.
 pub(crate) struct Workers {
     shared: Arc<Shared>,
@@ -89,11 +117,19 @@ pub(crate) struct Workers {
 struct Shared {
     spawn: Spawner,
     idle: Mutex<Vec<Worker>>,
-    places: Arc<Semaphore>,
-    /// Peers under suspicion share half of the places.
-    suspects: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    limits: Mutex<conf::Workers>,
+    settings: RwLock<Settings>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    lanes: Arc<Lanes>,
+    limits: conf::Workers,
+}
+
+impl Settings {
+    fn new(limits: conf::Workers) -> Settings {
+        Settings { lanes: Arc::new(Lanes::new(limits.count.max(1) as usize)), limits }
+    }
 }
 
 struct Worker {
@@ -106,33 +142,26 @@ struct Worker {
 impl Workers {
     /// A pool of children of this executable.
     pub(crate) fn new(limits: conf::Workers) -> Workers {
-        Workers::with_spawner(limits, Arc::new(spawn_child))
+        Workers::with_spawner(limits, Arc::new(process::spawn))
     }
 
     /// A pool whose workers come from elsewhere.
     pub(crate) fn with_spawner(limits: conf::Workers, spawn: Spawner) -> Workers {
-        let count = limits.count.max(1) as usize;
-        Workers {
-            shared: Arc::new(Shared {
-                spawn,
-                idle: Mutex::default(),
-                places: Arc::new(Semaphore::new(count)),
-                suspects: Arc::new(Semaphore::new(count.div_ceil(2))),
-                waiting: AtomicUsize::new(0),
-                limits: Mutex::new(limits),
-            }),
-        }
+        let settings = RwLock::new(Settings::new(limits));
+        Workers { shared: Arc::new(Shared { spawn, idle: Mutex::default(), settings }) }
     }
 
-    /// New limits after a reload. The number of workers only grows in place; fewer take effect at the next start.
+    /// New limits after a reload. Workers that are busy finish under the old ones; the others go, so that changed
+    /// modules and name services are loaded anew.
     pub(crate) fn set_limits(&self, limits: &conf::Workers) {
-        let mut known = self.shared.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let more = limits.count.saturating_sub(known.count) as usize;
-        self.shared.places.add_permits(more);
-        self.shared.suspects.add_permits(more / 2);
-        let count = known.count.max(limits.count);
-        *known = limits.clone();
-        known.count = count;
+        let mut settings = self.shared.settings.write().unwrap_or_else(PoisonError::into_inner);
+        if settings.limits.count == limits.count {
+            settings.limits = limits.clone();
+        } else {
+            *settings = Settings::new(limits.clone());
+        }
+        drop(settings);
+        self.shared.idle().clear();
     }
 
     /// Checks a password.
@@ -142,46 +171,51 @@ impl Workers {
         user: &str,
         password: &[u8],
         facts: &Facts,
-        suspect: bool,
+        terms: Terms,
     ) -> Answer {
         let wanted = Wanted::verify(question, user, password, facts);
-        match self.ask(wanted, suspect).await {
+        match self.ask(wanted, question.describe(), terms).await {
             Ok(Reply::Answer(answer)) => answer,
-            Ok(Reply::Account(_)) => Answer::Unavailable("the worker answered something else".to_owned()),
+            Ok(_) => Answer::Unavailable("the worker answered something else".to_owned()),
             Err(why) => Answer::Unavailable(why),
         }
     }
 
     /// Looks up a system account.
-    pub(crate) async fn passwd(&self, user: &str) -> Result<Option<Account>, String> {
-        match self.ask(Wanted::account(user), false).await? {
+    pub(crate) async fn passwd(&self, user: &str, until: Option<Instant>) -> Result<Option<Account>, String> {
+        let terms = Terms { until, suspect: false };
+        match self.ask(Wanted::account(user), ACCOUNTS.to_owned(), terms).await? {
             Reply::Account(account) => Ok(account),
             Reply::Answer(Answer::Unavailable(why)) => Err(why),
-            Reply::Answer(_) => Err("the worker answered something else".to_owned()),
+            _ => Err("the worker answered something else".to_owned()),
+        }
+    }
+
+    /// The names of all system accounts whose uid is at least `first_uid`.
+    pub(crate) async fn accounts(&self, first_uid: u32) -> Result<Vec<String>, String> {
+        let terms = Terms { until: None, suspect: false };
+        match self.ask(Wanted::accounts(first_uid), ACCOUNTS.to_owned(), terms).await? {
+            Reply::Names(names) => Ok(names),
+            Reply::Answer(Answer::Unavailable(why)) => Err(why),
+            _ => Err("the worker answered something else".to_owned()),
         }
     }
 
     /// Ends workers that have had nothing to do for a while.
     pub(crate) fn retire_idle(&self, now: Instant) {
-        let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|worker| now.saturating_duration_since(worker.since) < IDLE);
+        self.shared.idle().retain(|worker| now.saturating_duration_since(worker.since) < IDLE);
     }
 
     /// The question runs in a task of its own: a client that goes away does not cost a worker.
-    async fn ask(&self, wanted: Wanted, suspect: bool) -> Result<Reply, String> {
+    async fn ask(&self, wanted: Wanted, about: String, terms: Terms) -> Result<Reply, String> {
         let shared = Arc::clone(&self.shared);
-        let waiting = shared.enter()?;
-        let slow_lane = match suspect {
-            true => Some(permit(&shared.suspects).await?),
-            false => None,
-        };
-        let place = permit(&shared.places).await?;
-        drop(waiting);
-        let task = tokio::spawn(async move {
-            let reply = shared.exchange(&wanted).await;
-            drop((place, slow_lane));
-            reply
-        });
+        let Settings { lanes, limits } = shared.settings();
+        let latest = Instant::now() + limits.timeout;
+        let until = terms.until.map_or(latest, |until| until.min(latest));
+        let place = tokio::time::timeout_at(until.into(), lanes.place(&about, terms.suspect));
+        let place = place.await.map_err(|_| format!("no worker was free in time for {about}"))??;
+        let task =
+            tokio::spawn(async move { shared.exchange(&wanted, &about, &place, &limits, until).await });
         task.await.map_err(|error| format!("worker task failed: {error}"))?
     }
 }
@@ -192,56 +226,50 @@ impl std::fmt::Debug for Workers {
     }
 }
 
-async fn permit(semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, String> {
-    Arc::clone(semaphore).acquire_owned().await.map_err(|_| "the worker pool is closed".to_owned())
-}
-
-struct Waiting(Arc<Shared>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Shared {
-    fn enter(self: &Arc<Self>) -> Result<Waiting, String> {
-        let limit = self.limits().count.max(1) as usize * WAITING_PER_WORKER;
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting(Arc::clone(self));
-        if before >= limit {
-            Err("too many look-ups are waiting for a worker".to_owned())
-        } else {
-            Ok(waiting)
-        }
+    fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn limits(&self) -> conf::Workers {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Worker>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn exchange(&self, wanted: &Wanted) -> Result<Reply, String> {
-        let limits = self.limits();
-        // A worker that died while idle is no reason to fail: the question goes to a new one, once.
-        for reused in [true, false] {
-            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let worker = match kept {
-                Some(worker) if reused => worker,
-                _ => self.start()?,
+    async fn exchange(
+        &self,
+        wanted: &Wanted,
+        about: &str,
+        place: &Place,
+        limits: &conf::Workers,
+        until: Instant,
+    ) -> Result<Reply, String> {
+        let began = Instant::now();
+        // A worker that died while idle is no reason to fail: the question goes to a new one.
+        for reuse in [true, false] {
+            let kept = if reuse { self.idle().pop() } else { None };
+            let mut worker = match kept {
+                Some(worker) => worker,
+                None => self.start()?,
             };
             let fresh = worker.asked == 0;
-            match tokio::time::timeout(limits.timeout, worker.ask(wanted)).await {
-                Ok(Ok((reply, worker))) => {
+            match tokio::time::timeout_at(until.into(), worker.ask(wanted)).await {
+                Ok(Ok(reply)) => {
+                    place.went(true, Instant::now());
                     if worker.asked < limits.max_requests {
-                        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+                        self.idle().push(worker);
                     }
                     return Ok(reply);
                 }
-                Ok(Err(Lost::BeforeQuestion(_))) if !fresh && reused => {}
+                Ok(Err(Lost::BeforeQuestion(_))) if !fresh => {}
                 Ok(Err(Lost::BeforeQuestion(error) | Lost::AfterQuestion(error))) => {
-                    return Err(format!("a worker died: {error}"));
+                    place.went(false, Instant::now());
+                    return Err(format!("the worker for {about} died: {}", worker.ended(&error).await));
                 }
-                Err(_) => return Err(format!("a look-up took longer than {:?}", limits.timeout)),
+                Err(_) => {
+                    place.went(false, Instant::now());
+                    let waited = began.elapsed().as_millis();
+                    return Err(format!("{about} did not answer within {waited} ms; its worker was killed"));
+                }
             }
         }
         Err("no worker could be reached".to_owned())
@@ -266,51 +294,47 @@ enum Lost {
 }
 
 impl Worker {
-    /// Asks; the worker comes back only with a whole answer. Dropped half-way it is killed.
-    async fn ask(mut self, wanted: &Wanted) -> Result<(Reply, Worker), Lost> {
+    /// Asks. After an error, or when dropped half-way, the worker must not be used again.
+    async fn ask(&mut self, wanted: &Wanted) -> Result<Reply, Lost> {
         self.stream.write_all(wanted.bytes()).await.map_err(Lost::BeforeQuestion)?;
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).await.map_err(Lost::AfterQuestion)?;
         let length = u32::from_le_bytes(length) as usize;
-        if length > record::MAX {
-            return Err(Lost::AfterQuestion(io::ErrorKind::InvalidData.into()));
+        let broken = |why| Lost::AfterQuestion(io::Error::new(io::ErrorKind::InvalidData, why));
+        if length > record::MAX_REPLY {
+            return Err(broken("its answer is too long"));
         }
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await.map_err(Lost::AfterQuestion)?;
-        let reply = Reply::decode(&body)
-            .ok_or_else(|| Lost::AfterQuestion(io::Error::new(io::ErrorKind::InvalidData, "bad record")))?;
+        let reply = Reply::decode(&body).ok_or_else(|| broken("its answer makes no sense"))?;
         self.asked += 1;
         self.since = Instant::now();
-        Ok((reply, self))
+        Ok(reply)
+    }
+
+    /// What a lost worker died of.
+    async fn ended(mut self, error: &io::Error) -> String {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        let hung_up = matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
+        match self.child.take() {
+            Some(child) if hung_up => {
+                let ended = tokio::task::spawn_blocking(move || process::end(child)).await;
+                ended.unwrap_or_else(|_| error.to_string())
+            }
+            child => {
+                self.child = child;
+                error.to_string()
+            }
+        }
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may hang in a module: it is not asked to end.
-            let _ = child.kill();
-            std::thread::Builder::new()
-                .name("reaper".into())
-                .spawn(move || child.wait())
-                .map(drop)
-                .unwrap_or_else(|error| tracing::warn!(%error, "a dead worker could not be reaped"));
+        if let Some(child) = self.child.take() {
+            process::abandon(child);
         }
     }
-}
-
-/// Starts `EXECUTABLE daemon auth-worker` with one end of a socket pair as its standard input.
-fn spawn_child() -> io::Result<(StdStream, Option<Child>)> {
-    let (ours, theirs) = StdStream::pair()?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["daemon", "auth-worker"])
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .spawn()?;
-    Ok((ours, Some(child)))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn parse(data: &[u8]) -> Result<(String, [u8; 16]), Failure> {
 const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
 /// The stored form of a password: outer state, then inner state (RFC 2195 §2 calls them precomputed contexts).
-fn key_states(password: &[u8]) -> Secret {
+pub(crate) fn key_states(password: &[u8]) -> Secret {
     use md5::Digest as _;
     let mut key = [0_u8; 64];
     if password.len() > 64 {
@@ -93,7 +93,7 @@ fn key_states(password: &[u8]) -> Secret {
     Secret::new(out)
 }
 
-fn hmac_from_states(states: &[u8], message: &[u8]) -> Option<[u8; 16]> {
+pub(crate) fn hmac_from_states(states: &[u8], message: &[u8]) -> Option<[u8; 16]> {
     let (outer, inner) = states.split_at_checked(16)?;
     let digest = finish(inner, message)?;
     finish(outer, &digest)

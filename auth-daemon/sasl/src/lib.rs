@@ -13,6 +13,7 @@
 
 mod anonymous;
 mod apop;
+mod client;
 mod cram;
 mod digest;
 mod login;
@@ -23,6 +24,7 @@ mod scram;
 use std::fmt;
 
 pub use apop::ApopSeed;
+pub use client::{Client, ClientError};
 pub use name::{KeyKind, Name, Needs};
 pub use scram::{BindingType, Hash, SCRAM_ITERATIONS, ScramKeys};
 use zeroize::Zeroize;

@@ -70,9 +70,7 @@ pub struct ScramKeys {
 impl ScramKeys {
     /// Makes the keys of a password; the password goes through SASLprep where that is defined for it.
     pub fn derive(hash: Hash, password: &[u8], salt: &[u8], iterations: u32) -> ScramKeys {
-        let prepared = std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok());
-        let password = prepared.as_deref().map_or(password, str::as_bytes);
-        let salted = Secret::new(hash.salted_password(password, salt, iterations));
+        let salted = Secret::new(hash.salted_password(&prepared(password), salt, iterations));
         let client_key = Secret::new(hash.hmac(salted.expose(), b"Client Key"));
         ScramKeys {
             iterations,
@@ -80,6 +78,16 @@ impl ScramKeys {
             stored_key: Secret::new(hash.digest(client_key.expose())),
             server_key: Secret::new(hash.hmac(salted.expose(), b"Server Key")),
         }
+    }
+}
+
+/// The password after SASLprep where that is defined for it, else as it is.
+pub(crate) fn prepared(password: &[u8]) -> std::borrow::Cow<'_, [u8]> {
+    use std::borrow::Cow;
+    match std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok()) {
+        Some(Cow::Borrowed(text)) => Cow::Borrowed(text.as_bytes()),
+        Some(Cow::Owned(text)) => Cow::Owned(text.into_bytes()),
+        None => Cow::Borrowed(password),
     }
 }
 
@@ -92,7 +100,7 @@ impl Hash {
         }
     }
 
-    fn digest(self, data: &[u8]) -> Vec<u8> {
+    pub(crate) fn digest(self, data: &[u8]) -> Vec<u8> {
         match self {
             Hash::Sha1 => Sha1::digest(data).to_vec(),
             Hash::Sha256 => Sha256::digest(data).to_vec(),
@@ -100,7 +108,7 @@ impl Hash {
     }
 
     #[allow(clippy::expect_used)]
-    fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
+    pub(crate) fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
         const ANY_KEY: &str = "RFC 2104 §2: HMAC takes keys of any length";
         match self {
             Hash::Sha1 => {
@@ -116,7 +124,7 @@ impl Hash {
         }
     }
 
-    fn salted_password(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
+    pub(crate) fn salted_password(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
         let mut out = vec![0; self.size()];
         match self {
             Hash::Sha1 => pbkdf2::pbkdf2_hmac::<Sha1>(password, salt, iterations, &mut out),

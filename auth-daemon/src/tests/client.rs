@@ -49,6 +49,8 @@ async fn dialogues() {
         // chasquid sends the name twice; `protocol=` is newer Dovecot.
         (1, format!("C: AUTH|1|PLAIN|service=smtp|secured|no-penalty|nologin|resp=b64(bob^bob^pw)\nS: {ok}")),
         (4, format!("C: AUTH|1|PLAIN|protocol=imap|session=x|resp=b64(^bob^pw)\nS: {ok}")),
+        // A proxy's fields come back, and mean nothing else.
+        (2, format!("C: AUTH|1|PLAIN|service=imap|forward_fields=a=b\u{1}tallow_nets=10.0.0.0/8|resp=b64(^bob^pw)\nS: OK|1|user=bob{host}|forward_a=b|forward_allow_nets=10.0.0.0/8|original_user=bob")),
         // Prosody writes `=` for nothing.
         (1, "C: AUTH|1|PLAIN|service=xmpp|resp==\nS: FAIL|1|reason=Invalid user name or password".to_owned()),
         (2, format!("C: AUTH|1|PLAIN|service=smtp|resp=\nS: FAIL|1|{BAD}")),
@@ -323,4 +325,28 @@ async fn scram(client: &mut Client, user: &str, password: &str, params: &str) ->
     assert_eq!(line, format!("CONT|1|{verifier}"));
     client.send("CONT|1|\n").await;
     client.line().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_is_answered_once_whatever_comes_while_its_refusal_waits() {
+    let harness = Harness::with(|slice| slice.auth.failure_delay = Duration::from_millis(300)).await;
+    let mut client = harness.client("client", 2).await;
+    let login = |id: u32, password: &str| {
+        format!("AUTH|{id}|PLAIN|service=smtp|resp={}\n", encode(&format!("^bob^{password}")))
+    };
+    client.send(&format!("{}CONT|1|AAAA\nCONT|1|\n{}", login(1, "no"), login(2, "pw"))).await;
+    let mut lines = client.lines(2).await;
+    lines.sort();
+    assert!(lines[0].starts_with("FAIL|1|") && lines[1].starts_with("OK|2|"), "{lines:?}");
+    client.send(&login(1, "pw")).await;
+    assert!(client.line().await.starts_with("OK|1|"));
+    // A cancelled one may still be answered, but never after its id has a new owner.
+    client.send(&format!("{}CANCEL|3\n{}", login(3, "no"), login(4, "pw"))).await;
+    assert!(client.line().await.starts_with("OK|4|"));
+    client.send(&login(3, "pw")).await;
+    let line = client.line().await;
+    assert!(line.starts_with("OK|3|"), "{line}");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    client.send(&login(5, "pw")).await;
+    assert!(client.line().await.starts_with("OK|5|"));
 }

@@ -57,11 +57,13 @@ async fn guessing_slows_refusals_and_never_a_right_password() {
     let began = Instant::now();
     let wrong: String = (1..=50).map(|id| line(id, &format!("guess{id}"))).collect();
     client.send(&format!("{wrong}{}", line(51, "pw"))).await;
-    // The first refusal is quick, the right password overtakes all later ones.
-    let first = client.lines(2).await;
-    assert!(first.iter().any(|line| line.starts_with("OK|51|")), "{first:?}");
-    assert!(began.elapsed() < Duration::from_millis(400));
-    assert!(client.lines(49).await.iter().all(|line| line.starts_with("FAIL|")));
+    // The first refusals are quick, the right password overtakes all that are slowed.
+    let mut refused = 0;
+    while !client.line().await.starts_with("OK|51|") {
+        refused += 1;
+        assert!(refused < 25, "the right password waits behind the wrong ones");
+    }
+    assert!(client.lines(50 - refused).await.iter().all(|line| line.starts_with("FAIL|")));
     assert!(began.elapsed() >= Duration::from_millis(500));
     // Another address is not concerned.
     let began = Instant::now();

@@ -25,7 +25,7 @@ async fn the_fronts_client_logs_in_and_fetches_the_record() {
     };
     assert_eq!((login.user.as_str(), login.field("note")), ("alice@mail.example.test", Some("for-alice")));
     let record = client.session(&login).await.unwrap();
-    assert_eq!((record.uid, record.mail.as_deref()), (Some(1000), Some("/srv/mail/alice/Maildir")));
+    assert_eq!((record.uid, record.mail.as_deref()), (Some(1000), Some("maildir:/srv/mail/alice/Maildir")));
     // `nologin` reaches login processes as a field, with the text for the user.
     let Step::Ok(away) = client.authenticate(AuthRequest::plain("imap", b"away", b"pw")).await.unwrap()
     else {

@@ -4,6 +4,7 @@ mod chains;
 mod client;
 mod faults;
 mod fronts;
+mod guards;
 pub(crate) mod harness;
 mod master;
 mod mux;

@@ -3,8 +3,8 @@
 //! Trust: questions come from the daemon over the socket pair that is this process's standard input; their user
 //!        names and passwords come from strangers.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,15 +12,14 @@ use creds::{Policy, Scheme, Scratch, Stored, Verdict, Verifier};
 use system_auth::{PamRequest, PamVerdict, PasswordField, PasswordState};
 
 use super::record::{self, Asked, Reply};
-use super::{Account, Answer, Facts, Question};
+use super::{Account, Answer, Facts, Question, process};
 
 /// The main of `daemon auth-worker`: answers until its standard input ends.
 ///
 /// # Errors
-/// Standard input is no socket, or the daemon sent something else than questions.
+/// Standard input is no channel to the daemon, or the daemon sent something else than questions.
 pub fn worker_main() -> anyhow::Result<()> {
-    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    Ok(serve(stream)?)
+    Ok(serve(process::settle()?)?)
 }
 
 /// Answers questions on a stream until it ends.
@@ -52,6 +51,7 @@ fn answer(asked: Asked) -> Reply {
             Ok(account) => Reply::Account(account),
             Err(why) => Reply::Answer(Answer::Unavailable(why)),
         },
+        Asked::Accounts(first_uid) => accounts(first_uid),
     }
 }
 
@@ -60,15 +60,9 @@ fn verify(question: &Question, user: &str, password: &[u8], facts: &Facts) -> An
         Question::Pam { service, session, setcred } => {
             pam(service, *session, *setcred, user, password, facts)
         }
+        Question::Imap { host, port } => super::imap::check(host, *port, user, password),
         Question::Shadow => shadow(user, password),
-        Question::Passwd => match system_auth::account(user) {
-            Ok(None) | Err(system_auth::Error::BadName) => Answer::Unknown,
-            Ok(Some(account)) => match compare(account.hash.expose(), password) {
-                Answer::Ok(_) => Answer::Ok(Some(account.name)),
-                other => other,
-            },
-            Err(error) => Answer::Unavailable(error.to_string()),
-        },
+        Question::Passwd => passwd(user, password),
     }
 }
 
@@ -86,19 +80,52 @@ fn pam(service: &str, session: bool, setcred: bool, user: &str, password: &[u8],
     });
     match report.verdict {
         PamVerdict::Granted => Answer::Ok(report.user),
-        PamVerdict::Refused => Answer::Mismatch,
+        PamVerdict::Refused | PamVerdict::Temporary if let Some(why) = blind(service, user) => {
+            Answer::Unavailable(why)
+        }
+        PamVerdict::Refused => Answer::Refused(format!("PAM: {}", report.detail)),
         PamVerdict::UnknownUser => Answer::Unknown,
         PamVerdict::MustChangePassword | PamVerdict::PasswordExpired => Answer::Expired,
-        PamVerdict::AccountExpired | PamVerdict::AccountDenied => Answer::Disabled,
+        PamVerdict::AccountExpired | PamVerdict::AccountDenied => {
+            Answer::Disabled(format!("PAM: {}", report.detail))
+        }
         _ => Answer::Unavailable(format!("PAM: {}", report.detail)),
     }
+}
+
+/// Why a refusal of `pam_unix` says nothing: it cannot see hashes here, and calls that a wrong password.
+fn blind(service: &str, user: &str) -> Option<String> {
+    let why = shadow_is_closed()?;
+    let shadowed = system_auth::account(user)
+        .ok()
+        .flatten()
+        .is_some_and(|account| PasswordField::of(account.hash.expose()) == PasswordField::Shadowed);
+    (shadowed && system_auth::service_uses(service, "pam_unix.so")).then_some(why)
+}
+
+const SHADOW: &str = "/etc/shadow";
+
+/// Why this process cannot see password hashes, with what to do.
+pub(crate) fn shadow_is_closed() -> Option<String> {
+    let error = File::open(SHADOW).err()?;
+    (error.kind() == io::ErrorKind::PermissionDenied).then(|| {
+        format!(
+            "uid {} cannot read {SHADOW}; set `run_as` to an account in the group `shadow` (`adduser NAME shadow`) and \
+             start as root",
+            nix::unistd::geteuid()
+        )
+    })
 }
 
 fn shadow(user: &str, password: &[u8]) -> Answer {
     let entry = match system_auth::shadow(user) {
         Ok(Some(entry)) => entry,
-        Ok(None) | Err(system_auth::Error::BadName) => return Answer::Unknown,
-        Err(error) => return Answer::Unavailable(error.to_string()),
+        Err(system_auth::Error::BadName) => return Answer::Unknown,
+        // A name service that is asked after the file says "unknown" even where the file is closed to us.
+        Ok(None) => return shadow_is_closed().map_or(Answer::Unknown, Answer::Unavailable),
+        Err(error) => {
+            return Answer::Unavailable(shadow_is_closed().unwrap_or_else(|| error.to_string()));
+        }
     };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let today = i64::try_from(seconds / 86_400).unwrap_or(i64::MAX);
@@ -107,9 +134,20 @@ fn shadow(user: &str, password: &[u8]) -> Answer {
         Answer::Ok(_) => match entry.state_on(today) {
             PasswordState::Valid | PasswordState::ChangeSoon(_) => Answer::Ok(Some(entry.name)),
             PasswordState::MustChange | PasswordState::Inactive => Answer::Expired,
-            PasswordState::AccountExpired => Answer::Disabled,
+            PasswordState::AccountExpired => Answer::Disabled("the account has expired (shadow)".to_owned()),
         },
         other => other,
+    }
+}
+
+fn passwd(user: &str, password: &[u8]) -> Answer {
+    match system_auth::account(user) {
+        Ok(None) | Err(system_auth::Error::BadName) => Answer::Unknown,
+        Ok(Some(account)) => match compare(account.hash.expose(), password) {
+            Answer::Ok(_) => Answer::Ok(Some(account.name)),
+            other => other,
+        },
+        Err(error) => Answer::Unavailable(error.to_string()),
     }
 }
 
@@ -117,7 +155,7 @@ fn shadow(user: &str, password: &[u8]) -> Answer {
 fn compare(field: &[u8], password: &[u8]) -> Answer {
     match PasswordField::of(field) {
         PasswordField::Disabled => return Answer::Locked,
-        PasswordField::Shadowed => return Answer::Mismatch,
+        PasswordField::Shadowed => return Answer::Refused("the hash is not in this database".to_owned()),
         PasswordField::Hash => {}
     }
     let crypt = |key: &[u8], setting: &[u8]| system_auth::crypt(key, setting);
@@ -127,8 +165,31 @@ fn compare(field: &[u8], password: &[u8]) -> Answer {
         Ok(Verdict::Match) => Answer::Ok(None),
         Ok(Verdict::Mismatch) => Answer::Mismatch,
         Ok(Verdict::Locked) => Answer::Locked,
-        Err(error) => Answer::Unavailable(error.to_string()),
+        Err(error @ (creds::Error::Memory(_) | creds::Error::Random(_))) => {
+            Answer::Unavailable(error.to_string())
+        }
+        // What crypt(3) cannot take is how some tools lock a password.
+        Err(error) => Answer::Refused(error.to_string()),
     }
+}
+
+fn accounts(first_uid: u32) -> Reply {
+    let mut names = Vec::new();
+    let mut room = record::MAX_REPLY / 2;
+    let listed = match system_auth::accounts() {
+        Ok(listed) => listed,
+        Err(error) => return Reply::Answer(Answer::Unavailable(error.to_string())),
+    };
+    for account in listed.into_iter().filter(|account| account.uid >= first_uid) {
+        match room.checked_sub(account.name.len() + 4) {
+            Some(rest) => room = rest,
+            None => {
+                return Reply::Answer(Answer::Unavailable("there are too many accounts to list".to_owned()));
+            }
+        }
+        names.push(account.name);
+    }
+    Reply::Names(names)
 }
 
 fn account(user: &str) -> Result<Option<Account>, String> {

@@ -6,8 +6,10 @@ use super::{Account, Answer, Facts, Question};
 
 /// Version of the records; both ends are the same executable, so anything else is an upgrade half done.
 const VERSION: u8 = 1;
-/// Longest record.
+/// Longest question.
 pub(super) const MAX: usize = 256 * 1024;
+/// Longest answer: a list of all accounts of a large system.
+pub(super) const MAX_REPLY: usize = 16 * 1024 * 1024;
 
 /// A question as bytes, length first.
 pub(super) struct Wanted(Secret);
@@ -19,6 +21,8 @@ pub(super) enum Asked {
     Verify { question: Question, user: String, password: Secret, facts: Facts },
     /// Look up an account.
     Account(String),
+    /// List the accounts from this uid on.
+    Accounts(u32),
 }
 
 /// An answer.
@@ -28,6 +32,8 @@ pub(super) enum Reply {
     Answer(Answer),
     /// About an account.
     Account(Option<Account>),
+    /// Of a list.
+    Names(Vec<String>),
 }
 
 impl Wanted {
@@ -39,8 +45,11 @@ impl Wanted {
             }
             Question::Shadow => (2, "", 0),
             Question::Passwd => (3, "", 0),
+            Question::Imap { host, .. } => (4, host.as_str(), 0),
         };
         out.0.extend([kind, flags]);
+        let port = if let Question::Imap { port, .. } = question { *port } else { 0 };
+        out.0.extend(u32::from(port).to_le_bytes());
         let texts =
             [service.as_bytes(), user.as_bytes(), password, facts.rhost.as_bytes(), facts.service.as_bytes()];
         for text in texts {
@@ -55,6 +64,12 @@ impl Wanted {
         Wanted(Secret::new(out.finish()))
     }
 
+    pub(super) fn accounts(first_uid: u32) -> Wanted {
+        let mut out = Writer::new(3);
+        out.0.extend(first_uid.to_le_bytes());
+        Wanted(Secret::new(out.finish()))
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -66,11 +81,13 @@ impl Asked {
         let asked = match input.byte()? {
             1 => {
                 let (kind, flags) = (input.byte()?, input.byte()?);
+                let port = u16::try_from(input.number()?).ok()?;
                 let service = input.text()?;
                 let question = match kind {
                     1 => Question::Pam { service, session: flags & 1 != 0, setcred: flags & 2 != 0 },
                     2 => Question::Shadow,
                     3 => Question::Passwd,
+                    4 => Question::Imap { host: service, port },
                     _ => return None,
                 };
                 let user = input.text()?;
@@ -79,6 +96,7 @@ impl Asked {
                 Asked::Verify { question, user, password, facts }
             }
             2 => Asked::Account(input.text()?),
+            3 => Asked::Accounts(input.number()?),
             _ => return None,
         };
         input.end()?;
@@ -95,9 +113,10 @@ impl Reply {
                     Answer::Mismatch => (1, ""),
                     Answer::Unknown => (2, ""),
                     Answer::Locked => (3, ""),
-                    Answer::Disabled => (4, ""),
+                    Answer::Disabled(why) => (4, why.as_str()),
                     Answer::Expired => (5, ""),
                     Answer::Unavailable(why) => (6, why.as_str()),
+                    Answer::Refused(why) => (7, why.as_str()),
                 };
                 let mut out = Writer::new(1);
                 out.0.push(code);
@@ -115,6 +134,14 @@ impl Reply {
                 }
                 out.finish()
             }
+            Reply::Names(names) => {
+                let mut out = Writer::new(3);
+                out.0.extend(u32::try_from(names.len()).unwrap_or(u32::MAX).to_le_bytes());
+                for name in names {
+                    out.string(name.as_bytes());
+                }
+                out.finish()
+            }
         }
     }
 
@@ -129,9 +156,10 @@ impl Reply {
                     1 => Answer::Mismatch,
                     2 => Answer::Unknown,
                     3 => Answer::Locked,
-                    4 => Answer::Disabled,
+                    4 => Answer::Disabled(text),
                     5 => Answer::Expired,
                     6 => Answer::Unavailable(text),
+                    7 => Answer::Refused(text),
                     _ => return None,
                 })
             }
@@ -144,6 +172,10 @@ impl Reply {
                     home: input.text()?,
                 }),
             }),
+            3 => {
+                let count = input.number()?;
+                Reply::Names((0..count).map(|_| input.text()).collect::<Option<_>>()?)
+            }
             _ => return None,
         };
         input.end()?;
@@ -221,6 +253,7 @@ mod tests {
             Question::Pam { service: "smtp".into(), session: true, setcred: false },
             Question::Shadow,
             Question::Passwd,
+            Question::Imap { host: "::1".into(), port: 1143 },
         ] {
             let facts = Facts { rhost: "192.0.2.1".into(), service: "smtp".into() };
             let wanted = Wanted::verify(&question, "bob", b"p\xff", &facts);
@@ -234,6 +267,7 @@ mod tests {
                 })
             );
         }
+        assert_eq!(Asked::decode(&Wanted::accounts(1000).bytes()[4..]), Some(Asked::Accounts(1000)));
         assert_eq!(Asked::decode(&Wanted::account("bob").bytes()[4..]), Some(Asked::Account("bob".into())));
         for reply in [
             Reply::Answer(Answer::Ok(None)),
@@ -241,10 +275,13 @@ mod tests {
             Reply::Answer(Answer::Mismatch),
             Reply::Answer(Answer::Unknown),
             Reply::Answer(Answer::Locked),
-            Reply::Answer(Answer::Disabled),
+            Reply::Answer(Answer::Disabled("why".into())),
+            Reply::Answer(Answer::Refused("why".into())),
             Reply::Answer(Answer::Expired),
             Reply::Answer(Answer::Unavailable("why".into())),
             Reply::Account(None),
+            Reply::Names(Vec::new()),
+            Reply::Names(vec!["a".into(), "b".into()]),
             Reply::Account(Some(Account { name: "b".into(), uid: 1, gid: 2, home: "/".into() })),
         ] {
             let bytes = reply.encode();
@@ -254,5 +291,6 @@ mod tests {
             }
         }
         assert_eq!(Reply::decode(b"\x02\x01\x00"), None);
+        assert_eq!(Reply::decode(b"\x01\x03\xff\xff\xff\xff"), None);
     }
 }

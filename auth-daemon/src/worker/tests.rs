@@ -1,6 +1,10 @@
 //! The pool with workers that are threads of the test.
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
@@ -36,8 +40,21 @@ fn pool(
     (Workers::with_spawner(limits, spawner), started)
 }
 
+const TERMS: Terms = Terms { until: None, suspect: false };
+
 async fn ask(workers: &Workers, user: &str) -> Answer {
-    workers.verify(&Question::Shadow, user, b"pw", &Facts::default(), false).await
+    workers.verify(&Question::Shadow, user, b"pw", &Facts::default(), TERMS).await
+}
+
+/// Workers that are a shell script in a process group of its own.
+fn scripts(limits: conf::Workers, script: String) -> Workers {
+    let spawner: Spawner = Arc::new(move || {
+        let (ours, theirs) = StdStream::pair()?;
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).process_group(0).stdin(OwnedFd::from(theirs));
+        Ok((ours, Some(command.spawn()?)))
+    });
+    Workers::with_spawner(limits, spawner)
 }
 
 #[tokio::test]
@@ -61,9 +78,82 @@ async fn a_hanging_worker_is_given_up_and_the_next_question_gets_another() {
         }
         Some(Reply::Answer(Answer::Mismatch))
     });
-    assert!(matches!(ask(&workers, "hang").await, Answer::Unavailable(_)));
+    let Answer::Unavailable(why) = ask(&workers, "hang").await else { panic!() };
+    assert!(why.starts_with("shadow did not answer within "), "{why}");
     assert_eq!(ask(&workers, "bob").await, Answer::Mismatch);
     assert_eq!(started.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn nobody_waits_longer_than_the_client() {
+    let (workers, _) = pool(limits(1, 100, Duration::from_secs(30)), |_| {
+        std::thread::sleep(Duration::from_secs(5));
+        None
+    });
+    let began = Instant::now();
+    let terms = Terms { until: Some(began + Duration::from_millis(80)), suspect: false };
+    let facts = Facts::default();
+    let ask = || workers.verify(&Question::Shadow, "u", b"pw", &facts, terms);
+    // The first has the worker, the second waits for one.
+    let (first, second) = tokio::join!(ask(), ask());
+    assert!(matches!(&first, Answer::Unavailable(why) if why.contains("did not answer")), "{first:?}");
+    assert!(matches!(&second, Answer::Unavailable(why) if why.contains("no worker was free")), "{second:?}");
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn the_log_tells_what_a_worker_died_of() {
+    let workers = scripts(limits(1, 100, Duration::from_secs(5)), "kill -SEGV $$".to_owned());
+    let Answer::Unavailable(why) = ask(&workers, "bob").await else { panic!() };
+    assert!(why.starts_with("the worker for shadow died: signal: 11 (SIGSEGV)"), "{why}");
+}
+
+#[tokio::test]
+async fn helpers_go_with_their_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pid");
+    let script = format!("sleep 1000 & echo $! >{0}.new; mv {0}.new {0}; wait", file.display());
+    let workers = scripts(limits(1, 100, Duration::from_secs(2)), script);
+    assert!(matches!(ask(&workers, "bob").await, Answer::Unavailable(_)));
+    let helper: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    for _ in 0..1000 {
+        // Gone, or a zombie that its new parent has not reaped yet.
+        let stat = std::fs::read_to_string(format!("/proc/{helper}/stat"));
+        if stat.map_or(true, |stat| stat.contains(") Z ")) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the helper {helper} lives on");
+}
+
+#[tokio::test]
+async fn a_kind_that_hangs_does_not_take_all_workers() {
+    let (workers, _) = pool(limits(4, 100, Duration::from_secs(3)), |asked| {
+        if matches!(&asked, record::Asked::Verify { user, .. } if user == "hang") {
+            std::thread::sleep(Duration::from_secs(10));
+        }
+        Some(Reply::Answer(Answer::Ok(None)))
+    });
+    let workers = Arc::new(workers);
+    let hanging: Vec<_> = (0..50)
+        .map(|_| {
+            let workers = Arc::clone(&workers);
+            tokio::spawn(async move {
+                let question = Question::Pam { service: "slow".into(), session: false, setcred: false };
+                workers.verify(&question, "hang", b"pw", &Facts::default(), TERMS).await
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    let began = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(ask(&workers, "bob").await, Answer::Ok(None));
+    }
+    assert!(began.elapsed() < Duration::from_secs(2));
+    for task in hanging {
+        task.abort();
+    }
 }
 
 #[tokio::test]
@@ -107,7 +197,9 @@ async fn real_accounts_are_found() {
         once.lock().unwrap().take().map(|stream| (stream, None)).ok_or_else(|| io::ErrorKind::NotFound.into())
     });
     let workers = Workers::with_spawner(limits(1, 100, Duration::from_secs(5)), spawner);
-    let root = workers.passwd("root").await.unwrap().unwrap();
+    let root = workers.passwd("root", None).await.unwrap().unwrap();
     assert_eq!((root.uid, root.name.as_str()), (0, "root"));
-    assert_eq!(workers.passwd("no-such-user-here").await, Ok(None));
+    assert_eq!(workers.passwd("no-such-user-here", None).await, Ok(None));
+    assert!(workers.accounts(0).await.unwrap().contains(&"root".to_owned()));
+    assert!(!workers.accounts(1).await.unwrap().contains(&"root".to_owned()));
 }

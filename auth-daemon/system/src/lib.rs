@@ -10,13 +10,15 @@ mod account;
 mod crypt;
 mod pam;
 mod secret;
+mod service;
 mod shadow;
 mod users;
 
 pub use account::{Account, PasswordField, PasswordState, is_nologin_shell};
 pub use crypt::{crypt, gensalt};
-pub use pam::{PamPhase, PamReport, PamRequest, PamText, PamVerdict, authenticate, service_exists};
+pub use pam::{PamPhase, PamReport, PamRequest, PamText, PamVerdict, authenticate};
 pub use secret::Secret;
+pub use service::{service_exists, service_uses};
 pub use shadow::{Shadow, shadow};
 pub use users::{account, account_by_uid, accounts, gid_of, groups_of, uid_of};
 

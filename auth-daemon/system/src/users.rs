@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString, c_char};
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -65,12 +67,12 @@ pub fn accounts() -> Result<Vec<Account>, Error> {
     // The position in the database is one for the whole process.
     static WALK: Mutex<()> = Mutex::new(());
     let _walk = WALK.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut names = Vec::new();
+    let mut accounts = Vec::new();
     // SAFETY: no arguments; the lock keeps other walks of ours away.
     unsafe { libc::setpwent() };
     let result = loop {
         Errno::clear();
-        // SAFETY: the lock keeps other walks of ours away, and the static entry it returns is read before the next
+        // SAFETY: the lock keeps other walks of ours away, and the static entry it returns is copied before the next
         // call; worker processes run one look-up at a time.
         let entry = unsafe { libc::getpwent() };
         if entry.is_null() {
@@ -80,22 +82,32 @@ pub fn accounts() -> Result<Vec<Account>, Error> {
             };
         }
         // SAFETY: not null, so it points to a filled entry that stays as it is until the next call.
-        let name = unsafe { (*entry).pw_name };
-        if !name.is_null() {
-            // SAFETY: a NUL-terminated string of that entry.
-            let name = unsafe { CStr::from_ptr(name) };
-            names.extend(name.to_str().map(str::to_owned));
+        let entry = unsafe { &*entry };
+        // Names that are not text could not be looked up either.
+        let Ok(name) = String::from_utf8(bytes(entry.pw_name)) else { continue };
+        if check_name(&name).is_ok() {
+            accounts.push(Account {
+                name,
+                hash: Secret::new(bytes(entry.pw_passwd)),
+                uid: entry.pw_uid,
+                gid: entry.pw_gid,
+                home: PathBuf::from(OsString::from_vec(bytes(entry.pw_dir))),
+                shell: PathBuf::from(OsString::from_vec(bytes(entry.pw_shell))),
+            });
         }
     };
     // SAFETY: no arguments; the lock keeps other walks of ours away.
     unsafe { libc::endpwent() };
-    result?;
-    // Read through the reentrant calls, which copy safely.
-    names
-        .iter()
-        .filter(|name| check_name(name).is_ok())
-        .filter_map(|name| account(name).transpose())
-        .collect()
+    result.map(|()| accounts)
+}
+
+/// A copy of a C string of an entry; missing ones are empty.
+fn bytes(pointer: *const c_char) -> Vec<u8> {
+    if pointer.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: NSS fills an entry with NUL-terminated strings that stay until the next call, which comes later.
+    unsafe { CStr::from_ptr(pointer) }.to_bytes().to_vec()
 }
 
 fn from_nss(user: User) -> Account {
