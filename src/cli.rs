@@ -77,6 +77,16 @@ pub(crate) enum Command {
     /// Make and check stored passwords.
     #[command(after_help = EXIT_CODES)]
     Hash(HashArgs),
+    /// The authentication daemon by itself.
+    #[command(subcommand)]
+    AuthDaemon(AuthDaemonCommand),
+    /// Be Cyrus SASL's saslauthd, with its flags: see `postern saslauthd -h`.
+    #[command(disable_help_flag = true)]
+    Saslauthd {
+        /// saslauthd's own flags.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+        flags: Vec<std::ffi::OsString>,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -267,6 +277,13 @@ pub(crate) enum HashCommand {
     },
 }
 
+/// `postern auth-daemon …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuthDaemonCommand {
+    /// Carry an auth socket to another machine over mutual TLS; one such process at each end.
+    Forward(crate::commands::ForwardArgs),
+}
+
 /// `postern auth …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuthCommand {
@@ -295,7 +312,7 @@ pub(crate) struct AuthTestArgs {
     /// Service to log in to.
     #[arg(long, value_name = "SERVICE", default_value = "smtp")]
     pub(crate) service: String,
-    /// Mechanism: PLAIN or LOGIN.
+    /// Mechanism: PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1 or SCRAM-SHA-256.
     #[arg(long, visible_alias = "mechanism", value_name = "MECH", default_value = "PLAIN")]
     pub(crate) mech: String,
     /// Address the login is said to come from.
@@ -320,6 +337,9 @@ pub(crate) struct AuthLookupArgs {
     /// Address of the client.
     #[arg(long, value_name = "ADDR")]
     pub(crate) ip: Option<IpAddr>,
+    /// For `lookup`: ask this userdb socket, ours or of another daemon, instead of the running stack.
+    #[arg(long, value_name = "PATH", conflicts_with = "listener")]
+    pub(crate) socket: Option<PathBuf>,
     /// Listener whose chain is walked [default: the first by name].
     #[arg(long, value_name = "NAME")]
     pub(crate) listener: Option<String>,

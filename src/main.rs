@@ -14,6 +14,7 @@ mod output;
 mod passwords;
 mod place;
 mod proof;
+mod saslauthd;
 mod stack;
 mod state;
 mod users;
@@ -28,6 +29,9 @@ fn main() -> boot::ExitCode {
             Some(stack::WORKER) => worker(),
             _ => boot::child_main(&role.to_string_lossy(), stack::DAEMONS),
         };
+    }
+    if let Some(arguments) = saslauthd::arguments(std::env::args_os()) {
+        return saslauthd::main(arguments);
     }
     commands::main()
 }

@@ -36,6 +36,11 @@ pub(crate) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "postern: {}", text.as_ref());
 }
 
+/// Prints text as it is on standard error.
+pub(crate) fn error_text(text: impl AsRef<str>) {
+    let _ = std::io::stderr().lock().write_all(text.as_ref().as_bytes());
+}
+
 /// Prints why a command failed, and answers its exit code.
 pub(crate) fn failure(error: &anyhow::Error, json: bool) -> boot::ExitCode {
     if let Some(errors) = error.downcast_ref::<conf::Errors>() {

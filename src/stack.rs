@@ -16,7 +16,11 @@ pub(crate) const DAEMONS: &[Daemon] = &[
     Daemon { role: "auth", main: auth_daemon::main },
     Daemon { role: "smtp", main: smtp_frontend::main },
     Daemon { role: "imap", main: imap_pop_lite::main },
+    Daemon { role: FORWARD, main: auth_daemon::forward_main },
 ];
+
+/// The role of `auth-daemon forward`, which runs alone.
+pub(crate) const FORWARD: &str = "forward";
 
 /// The role of the authentication daemon's own helpers, which it starts itself.
 pub(crate) const WORKER: &str = "auth-worker";

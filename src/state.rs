@@ -50,15 +50,7 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
     let owner = account.unwrap_or(&current);
     match std::fs::symlink_metadata(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(folder)
-                .map_err(|error| cannot_make(folder, &error))?;
-            std::fs::set_permissions(folder, Permissions::from_mode(0o755))?;
-            if account.is_some() {
-                std::os::unix::fs::lchown(folder, Some(owner.uid), Some(owner.gid))?;
-            }
+            make_and_give(folder, owner).map_err(|error| cannot_make(folder, &error))?;
         }
         Err(error) => return Err(cannot_make(folder, &error)),
         Ok(meta) if meta.file_type().is_symlink() => {
@@ -72,13 +64,17 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
         }
         Ok(meta) if meta.uid() == owner.uid => {}
         Ok(meta) if current.uid == 0 && meta.uid() == 0 && is_empty(folder)? => {
-            std::os::unix::fs::lchown(folder, Some(owner.uid), Some(owner.gid))?;
-            std::fs::set_permissions(folder, Permissions::from_mode(0o755))?;
+            give(folder, owner).map_err(|error| cannot_make(folder, &error))?;
         }
         Ok(meta) => {
             let theirs = owner_name(meta.uid());
+            let advice = if current.uid == 0 {
+                format!("choose another, or give it away: chown -R {} {}", owner.name, folder.display())
+            } else {
+                format!("choose another --state-dir, or start as {theirs}")
+            };
             let text = format!(
-                "the state folder {} belongs to {theirs}, not to {}; choose another --state-dir, or start as {theirs}",
+                "the state folder {} belongs to {theirs}, not to {}; {advice}",
                 folder.display(),
                 owner.name
             );
@@ -96,6 +92,32 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
         return Err(Coded::new(exit::NOPERM, text).into());
     }
     Ok(())
+}
+
+/// Makes the folder, with those above it, for `owner`.
+fn make_and_give(folder: &Path, owner: &Account) -> std::io::Result<()> {
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    // Closed until it has its owner, and an error if somebody else was faster.
+    DirBuilder::new().mode(0o700).create(folder)?;
+    give(folder, owner)
+}
+
+/// Gives an empty folder of ours to `owner`. The folder above may belong to somebody who exchanges it for a link at
+/// this moment, so owner and mode are changed through a descriptor of what was looked at.
+fn give(folder: &Path, owner: &Account) -> std::io::Result<()> {
+    let flags = (nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_NOFOLLOW).bits();
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
+    let found = opened.metadata()?;
+    let inside = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&opened));
+    if found.uid() != nix::unistd::geteuid().as_raw() || std::fs::read_dir(inside)?.next().is_some() {
+        return Err(std::io::Error::other("another program has replaced it"));
+    }
+    if found.uid() != owner.uid {
+        std::os::unix::fs::fchown(&opened, Some(owner.uid), Some(owner.gid))?;
+    }
+    opened.set_permissions(Permissions::from_mode(0o755))
 }
 
 fn owner_name(uid: u32) -> String {
@@ -279,6 +301,29 @@ mod tests {
         let another = prepare(&mut settings, first, None, SystemTime::now()).expect("added");
         assert_eq!(another.user, "eve@mx.example.org");
         assert!(another.generated.is_none());
+    }
+
+    #[test]
+    fn only_an_empty_folder_of_ours_is_given_away() {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let owner = crate::accounts::Account::current();
+        let full = parent.path().join("full");
+        std::fs::create_dir(&full).expect("made");
+        std::fs::write(full.join("file"), "").expect("written");
+        let link = parent.path().join("link");
+        let target = parent.path().join("target");
+        std::fs::create_dir(&target).expect("made");
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o700)).expect("closed");
+        std::os::unix::fs::symlink(&target, &link).expect("linked");
+        for path in [&full, &link, &parent.path().join("none")] {
+            assert!(super::give(path, &owner).is_err(), "{}", path.display());
+        }
+        assert!(super::make_and_give(&link, &owner).is_err());
+        let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&target), 0o700, "a link was followed");
+        let fresh = parent.path().join("a/b/c");
+        super::make_and_give(&fresh, &owner).expect("made");
+        assert_eq!(mode(&fresh), 0o755);
     }
 
     #[test]

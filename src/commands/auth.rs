@@ -17,6 +17,7 @@ use creds::Secret;
 use serde_json::{Value, json};
 
 use crate::cli::{AuthCommand, AuthLookupArgs, AuthTestArgs, CacheCommand, PenaltyCommand, PlaceArgs};
+use crate::commands::userdb;
 use crate::place::Place;
 use crate::{output, passwords};
 
@@ -27,6 +28,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) fn auth(place: &PlaceArgs, command: &AuthCommand, json: bool) -> anyhow::Result<ExitCode> {
     let question = match command {
         AuthCommand::Test(args) => return test(place, args, json),
+        AuthCommand::Lookup(args @ AuthLookupArgs { socket: Some(socket), .. }) => {
+            return userdb::lookup(socket, args, json);
+        }
         AuthCommand::Lookup(args) => about_user("lookup", args),
         AuthCommand::Explain(args) => about_user("explain", args),
         AuthCommand::Cache(CacheCommand::Stats) => json!({ "ask": "cache-stats" }),
@@ -52,14 +56,11 @@ pub(crate) fn auth(place: &PlaceArgs, command: &AuthCommand, json: bool) -> anyh
         }
     }
     Ok(match answer.get("found").and_then(Value::as_str) {
-        Some("no") => NOUSER,
+        Some("no") => userdb::NOUSER,
         Some("unavailable") => exit::TEMPFAIL,
         _ => exit::OK,
     })
 }
-
-/// `EX_NOUSER` of `sysexits.h`; what `doveadm user` answers as well.
-const NOUSER: ExitCode = ExitCode(67);
 
 /// For who asks the daemon, its absence is something that passes.
 fn away(error: boot::Error) -> anyhow::Error {
@@ -175,17 +176,21 @@ fn default_socket(place: &PlaceArgs, mux: bool) -> anyhow::Result<(PathBuf, bool
 }
 
 fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::Result<Outcome> {
-    let (user, password) = (args.user.as_bytes(), password.expose());
-    let (first, mut answers) = match args.mech.to_ascii_uppercase().as_str() {
-        "PLAIN" => (AuthRequest::plain(args.service.as_str(), user, password), Vec::new()),
-        // Two prompts: the name, then the password.
-        "LOGIN" => (AuthRequest::new("LOGIN", args.service.as_str()), vec![password.to_vec(), user.to_vec()]),
-        other => {
-            let text = format!("{other} cannot be tried here; use PLAIN or LOGIN");
-            return Err(Coded::new(exit::USAGE, text).into());
-        }
+    let nonce = passwords::random_bytes::<18>()?.map(|byte| format!("{byte:02x}")).concat();
+    let known = sasl::Name::parse(&args.mech);
+    let Some(mut sasl) =
+        known.and_then(|name| sasl::Client::new(name, args.user.as_bytes(), password.expose(), &nonce))
+    else {
+        let text = format!(
+            "{} cannot be tried here; use PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1 or SCRAM-SHA-256",
+            args.mech
+        );
+        return Err(Coded::new(exit::USAGE, text).into());
     };
-    let mut request = first;
+    let mut request = AuthRequest::new(args.mech.as_str(), args.service.as_str());
+    if let Some(first) = sasl.initial() {
+        request = request.initial_response(first.expose().to_vec());
+    }
     request.secured = Some(auth_client::Secured::Plain);
     request.rip = args.rip;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -198,16 +203,15 @@ fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::
         let mut step = client.authenticate(request).await;
         loop {
             step = match step {
-                Ok(Step::Challenge(exchange, _)) => match answers.pop() {
-                    Some(answer) => exchange.respond(&answer).await,
-                    None => {
-                        return Ok(Outcome::Refused(
-                            "the server asks for more than this mechanism has".to_owned(),
-                        ));
-                    }
+                Ok(Step::Challenge(exchange, challenge)) => match sasl.respond(&challenge) {
+                    Ok(answer) => exchange.respond(answer.expose()).await,
+                    Err(error) => return Ok(Outcome::Refused(error.to_string())),
                 },
                 Ok(Step::Ok(login)) => {
-                    return Ok(Outcome::Accepted { user: Some(login.user), fields: login.fields });
+                    return Ok(match sasl.finish(login.final_data.as_deref()) {
+                        Ok(()) => Outcome::Accepted { user: Some(login.user), fields: login.fields },
+                        Err(error) => Outcome::Refused(error.to_string()),
+                    });
                 }
                 Ok(Step::Failed(failure)) => {
                     let reason = failure.reason.clone().unwrap_or_default();

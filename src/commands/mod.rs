@@ -3,6 +3,7 @@
 mod auth;
 mod completions;
 mod config;
+mod forward;
 mod hash;
 mod man;
 mod reload;
@@ -10,14 +11,17 @@ mod run;
 mod status;
 mod stop;
 mod user;
+mod userdb;
 
 use std::ffi::OsString;
 
 use boot::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{AuthDaemonCommand, Cli, Command};
 use crate::output;
+
+pub(crate) use forward::ForwardArgs;
 
 /// Parses the arguments and does what they say.
 pub(crate) fn main() -> ExitCode {
@@ -47,6 +51,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::User(command) => user::user(place, &command, json),
         Command::Auth(command) => auth::auth(place, &command, json),
         Command::Hash(args) => hash::hash(&args, json),
+        Command::AuthDaemon(AuthDaemonCommand::Forward(args)) => forward::forward(&args),
+        Command::Saslauthd { flags } => Ok(crate::saslauthd::main(flags)),
         Command::Completions { shell } => completions::completions(shell),
         Command::Man { folder } => man::man(folder.as_deref()),
     }
@@ -60,6 +66,12 @@ fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
             || Cli::command().get_subcommands().any(|command| command.get_name() == arg)
     };
     let mistyped = args.get(1).is_some_and(|arg| !arg.to_string_lossy().starts_with('-'));
+    // Called by the name of one daemon, that daemon is meant.
+    let program = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    if program.is_some_and(|name| name == "auth-daemon") {
+        args.insert(1, "auth-daemon".into());
+        return args;
+    }
     if !mistyped && !args.iter().skip(1).any(asks_clap) {
         args.insert(1.min(args.len()), "run".into());
     }
@@ -85,6 +97,10 @@ mod tests {
             (vec!["postern", "--json", "status"], vec!["postern", "--json", "status"]),
             (vec!["postern", "--help"], vec!["postern", "--help"]),
             (vec!["postern", "statsu"], vec!["postern", "statsu"]),
+            (
+                vec!["/usr/sbin/auth-daemon", "forward"],
+                vec!["/usr/sbin/auth-daemon", "auth-daemon", "forward"],
+            ),
         ] {
             let made = with_default_command(given.iter().map(Into::into).collect());
             assert_eq!(made, expected);

@@ -55,13 +55,15 @@ fn run_file(file: &Path, args: &RunArgs, json: bool) -> anyhow::Result<ExitCode>
     };
     state::claim(&settings.state_dir, account.as_ref())?;
     let report = Report { json, self_test: args.self_test, hints: None };
-    if !args.self_test {
-        return Ok(supervise(read, account, None, Hooks::default(), report));
-    }
-    // The proof user's files are written before the daemons start, under the lock of the folder.
+    // Taken with the rights of the folder's owner: a link or device he puts there leads root nowhere.
     let lock = accounts::acting_as(account.as_ref(), || {
         boot::StateLock::acquire(&stack::pid_file(&settings.state_dir))
     })??;
+    if !args.self_test {
+        let hooks = Hooks { lock: Some(lock), ..Hooks::default() };
+        return Ok(supervise(read, account, None, hooks, report));
+    }
+    // The proof user's files are written before the daemons start, under the lock of the folder.
     let proof = Proof::arrange(&settings, account.as_ref())?;
     let hooks = Hooks { lock: Some(lock), ..Hooks::default() };
     Ok(supervise(read, account, Some(Proving { proof, settings }), hooks, report))

@@ -1,18 +1,28 @@
 //! `postern user add|passwd|remove|list`: the daemon notices the changed file by itself.
 
 use boot::{ExitCode, exit};
+use conf::Settings;
 use creds::Secret;
 
 use crate::cli::{PassdbArgs, PasswordArgs, PlaceArgs, UserCommand};
 use crate::place::Place;
 use crate::users::UserFile;
-use crate::{output, passwords};
+use crate::{accounts, output, passwords, state};
 
 /// Changes or lists the users.
 pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyhow::Result<ExitCode> {
-    let file = |which: &PassdbArgs| -> anyhow::Result<UserFile> {
+    let open = |which: &PassdbArgs| -> anyhow::Result<(Settings, UserFile)> {
         let settings = Place::find_for_admin(place)?.settings()?;
-        UserFile::of(&settings, which.passdb.as_deref())
+        let file = UserFile::of(&settings, which.passdb.as_deref())?;
+        Ok((settings, file))
+    };
+    let file = |which: &PassdbArgs| -> anyhow::Result<UserFile> {
+        let (settings, file) = open(which)?;
+        // Before the first start: what root makes here must be the daemons' own.
+        if accounts::is_root() && settings.run_as.is_some() && file.path().starts_with(&settings.state_dir) {
+            state::claim(&settings.state_dir, accounts::run_as(settings.run_as.as_deref())?.as_ref())?;
+        }
+        Ok(file)
     };
     match command {
         UserCommand::Add { name, password, which } => {
@@ -34,7 +44,7 @@ pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyh
             done(&file, &key, "removed", json)
         }
         UserCommand::List { which } => {
-            let listed = file(which)?.list()?;
+            let listed = open(which)?.1.list()?;
             if json {
                 output::json(&listed)?;
             } else {

@@ -349,6 +349,21 @@ mod tests {
     }
 
     #[test]
+    fn a_new_private_folder_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue/private/auth");
+        let me = Uid::effective().as_raw();
+        let bind = Bind::Unix { path: path.clone(), mode: 0o660, owner: Some(me), group: None };
+        let _bound = Bound::new(&bind).unwrap();
+        let private = path.parent().unwrap();
+        assert_eq!((mode_of(private), mode_of(private.parent().unwrap())), (0o700, 0o755));
+        assert_eq!(std::fs::metadata(private).unwrap().uid(), me);
+        // Without an owner, or under another name, it is a folder like any other.
+        let _bound = Bound::new(&unix(&folder.path().join("b/private/auth"), 0o666)).unwrap();
+        assert_eq!(mode_of(&folder.path().join("b/private")), 0o755);
+    }
+
+    #[test]
     fn stale_sockets_are_replaced_live_ones_and_files_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
