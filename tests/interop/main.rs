@@ -7,15 +7,35 @@
 // A test may panic, that is how it fails; and this is one program, never a library.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod auth_commands;
 mod auth_sockets;
 mod bad_input;
 mod clients;
 mod crash;
+mod cyrus;
+mod documented;
+mod dovecot_login;
+mod exim;
+mod forward;
+mod hostile;
+mod hostile_auth;
+mod hostile_load;
+mod hostile_mail;
+mod hostile_names;
+mod hostile_smtp;
+mod hostile_tls;
+mod mechanisms;
+mod nologin;
 mod postfix;
+mod postfix_depth;
+mod postfix_server;
+mod private;
 mod python;
 mod reference;
+mod saslauthd;
 mod scenario;
 mod stack;
 mod support;
 mod swaks;
+mod system_users;
 mod tls_tools;

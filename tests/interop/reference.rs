@@ -1,10 +1,12 @@
 //! Private copies of the reference programs: Dovecot and Postfix in a scratch folder on free ports.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use crate::scenario::{Place, Target};
 use crate::support::{HOSTNAME, peer, run, show, signal, wait_for};
@@ -18,12 +20,21 @@ fn scratch() -> tempfile::TempDir {
     scratch
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("free port").port()
+/// A free port, and never the same one twice in this process.
+pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().expect("lock");
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("free port");
+        let port = listener.local_addr().expect("address").port();
+        if given.insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A CA and a certificate for `localhost`, made with openssl.
-fn certificates(folder: &Path) {
+pub fn certificates(folder: &Path) {
     fs::create_dir_all(folder).expect("tls folder");
     let openssl = |args: &[&str]| {
         let mut command = peer("openssl", folder);
@@ -72,7 +83,7 @@ fn wait_for_port(port: u16, log: impl Fn() -> String) {
 }
 
 /// Stops a daemon by the pid in its file and waits until it is gone.
-fn stop_by_pid_file(path: &Path) {
+pub fn stop_by_pid_file(path: &Path) {
     let Some(pid) = fs::read_to_string(path).ok().and_then(|p| p.trim().parse::<u32>().ok()) else { return };
     signal(pid, nix::sys::signal::Signal::SIGTERM);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Host name of every test stack: the default domain, and a name in its certificate.
@@ -321,17 +321,15 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port base whose ports are all free now. Tests run in parallel threads and draw different ones.
+/// A port base whose ports are all free now. Tests run in parallel threads and draw different ones: steps of 101
+/// never let two bases share a port, whatever the offsets; all stay below the range of outgoing connections.
 pub fn free_port_base() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % 200).expect("small") * 100;
-    for _ in 0..300 {
-        let base = 21_000
-            + (start + NEXT.fetch_add(1, Ordering::Relaxed) * 1_000) % 11_000
-            + NEXT.load(Ordering::Relaxed) % 10;
-        let free =
-            OFFSETS.iter().all(|o| TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, base + o)).is_ok());
-        if free {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..108 {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id();
+        let base = 20_000 + u16::try_from(step % 108).expect("small") * 101;
+        let free = |offset: &u16| TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, base + offset)).is_ok();
+        if OFFSETS.iter().all(free) {
             return base;
         }
     }
@@ -343,4 +341,47 @@ pub fn message(marker: &str) -> String {
     format!(
         "From: {USER}@{HOSTNAME}\r\nTo: {USER}@{HOSTNAME}\r\nSubject: {marker}\r\n\r\nfirst line\r\n.leading dot\r\n\r\nlast line\r\n"
     )
+}
+
+/// A command that runs in a private mount namespace where each first path is mounted over the second one; add the
+/// program and its arguments. `None` where that is not possible.
+pub fn private_mounts(mounts: &[(PathBuf, PathBuf)]) -> Option<Command> {
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private"]);
+        command
+    };
+    let possible = unshare().args(["mount", "--bind", "/tmp", "/tmp"]).output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        return None;
+    }
+    let mut script = String::new();
+    for (from, over) in mounts {
+        script += &format!("mount --bind '{}' '{}' && ", from.display(), over.display());
+    }
+    let mut command = unshare();
+    command.args(["sh", "-c", &format!("{script}exec \"$@\""), "private"]);
+    Some(command)
+}
+
+/// Children, their children, and so on, from the top.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = all.get(next) {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let children: Vec<u32> = children
+            .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        all.extend(children);
+        next += 1;
+    }
+    all.split_off(1)
+}
+
+/// Whether the process runs; zombies do not.
+pub fn alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
 }

@@ -1,0 +1,157 @@
+//! The table of `docs/interop.md`: which programs, which versions, which tests.
+//!
+//! `POSTERN_WRITE_GENERATED=1` writes it anew. A version other than the written one is told, not refused: the
+//! distribution may be newer than the page.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const BEGIN: &str = "<!-- table: made by tests/interop/documented.rs -->\n";
+const END: &str = "<!-- end of table -->";
+
+/// Program, Debian package, way in, mechanisms, what is tested beyond right, wrong and unknown, test file.
+const ROWS: &[[&str; 6]] = &[
+    [
+        "Postfix",
+        "postfix",
+        "`smtpd_sasl_type = dovecot`",
+        "PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256",
+        "chroot and not, 587 and 465, expired, disabled, outage (also after an aborted LOGIN), away, 400 sessions during reloads and \
+         three deaths of the daemon, full restarts under socket activation, 20 wrong logins beside a right one, `reject_sender_login_mismatch`, `broken_sasl_auth_clients`, mail log",
+        "postfix.rs, postfix_depth.rs",
+    ],
+    [
+        "Postfix",
+        "postfix",
+        "`smtpd_sasl_type = cyrus`",
+        "PLAIN LOGIN",
+        "chroot and not, expired, outage, away, restart",
+        "cyrus.rs",
+    ],
+    [
+        "Exim",
+        "exim4-daemon-heavy",
+        "`driver = dovecot`",
+        "PLAIN LOGIN",
+        "disabled, outage, away, restart",
+        "exim.rs",
+    ],
+    [
+        "Exim",
+        "exim4-daemon-heavy",
+        "`saslauthd` condition",
+        "PLAIN LOGIN",
+        "disabled, outage, away, restart",
+        "exim.rs",
+    ],
+    [
+        "Dovecot",
+        "dovecot-core",
+        "IMAP and POP3 login with our daemon as auth process",
+        "PLAIN LOGIN",
+        "mail stored as the right user, expired, outage, away, death, reload; by arguments and by links",
+        "dovecot_login.rs",
+    ],
+    [
+        "doveadm",
+        "dovecot-core",
+        "`auth test`, `auth login`, `auth lookup`, `user`",
+        "PLAIN",
+        "listing",
+        "auth_sockets.rs",
+    ],
+    [
+        "testsaslauthd",
+        "sasl2-bin",
+        "the mux",
+        "-",
+        "realm, expired, outage, away, restart",
+        "auth_sockets.rs, cyrus.rs",
+    ],
+    [
+        "GNU SASL",
+        "gsasl",
+        "our IMAP and submission; Postfix",
+        "PLAIN LOGIN CRAM-MD5 DIGEST-MD5 SCRAM-SHA-1 SCRAM-SHA-256 and both -PLUS",
+        "stored keys",
+        "mechanisms.rs, postfix_depth.rs",
+    ],
+    [
+        "msmtp",
+        "msmtp",
+        "our submission; Postfix",
+        "CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256",
+        "stored keys",
+        "mechanisms.rs, postfix_depth.rs",
+    ],
+    [
+        "mpop",
+        "mpop",
+        "our POP3",
+        "CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256",
+        "APOP refused where not offered",
+        "mechanisms.rs",
+    ],
+];
+
+/// The upstream part of a Debian package's version: of the installed one, else of the one to be had.
+fn version(package: &str) -> Option<String> {
+    let said = |program: &str, args: &[&str]| {
+        let out = Command::new(program).args(args).env("LC_ALL", "C.UTF-8").output().ok()?;
+        Some(String::from_utf8_lossy(&out.stdout).into_owned()).filter(|text| !text.trim().is_empty())
+    };
+    let text = said("dpkg-query", &["-W", "-f", "${Version}", package]).or_else(|| {
+        let text = said("apt-cache", &["show", "--no-all-versions", package])?;
+        text.lines().find_map(|line| line.strip_prefix("Version: ").map(str::to_owned))
+    })?;
+    let text = text.split_once(':').map_or(text.as_str(), |(_, rest)| rest);
+    let upstream = text.split(['-', '+']).next()?;
+    Some(upstream.to_owned())
+}
+
+fn table(version: impl Fn(&str) -> String) -> String {
+    let mut out = String::from(
+        "| Program | Version | Way in | Mechanisms | Also tested | In `tests/interop` |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for [program, package, way, mechanisms, also, file] in ROWS {
+        let version = version(package);
+        let _ = writeln!(out, "| {program} | {version} | {way} | {mechanisms} | {also} | {file} |");
+    }
+    out
+}
+
+#[test]
+fn the_manual_lists_what_is_tested() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/interop.md");
+    let page = fs::read_to_string(&path).expect("docs/interop.md");
+    let (head, rest) = page.split_once(BEGIN).expect("begin of the table");
+    let (written, tail) = rest.split_once(END).expect("end of the table");
+    let fresh = table(|package| version(package).unwrap_or_else(|| "?".to_owned()));
+    if std::env::var_os("POSTERN_WRITE_GENERATED").is_some() {
+        fs::write(&path, format!("{head}{BEGIN}{fresh}{END}{tail}")).expect("docs/interop.md");
+        return;
+    }
+    let versionless = |text: &str| -> Vec<String> {
+        text.lines()
+            .map(|line| {
+                line.splitn(4, '|').enumerate().filter(|(i, _)| *i != 2).map(|(_, cell)| cell).collect()
+            })
+            .collect()
+    };
+    assert_eq!(
+        versionless(written),
+        versionless(&fresh),
+        "docs/interop.md is out of date: POSTERN_WRITE_GENERATED=1 writes it"
+    );
+    if written != fresh {
+        println!("other versions here than in docs/interop.md:\n{fresh}");
+    }
+    for [.., files] in ROWS {
+        for file in files.split(", ") {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(file);
+            assert!(path.is_file(), "{file}");
+        }
+    }
+}
