@@ -234,6 +234,9 @@ pub(crate) struct PasswordArgs {
     /// Scheme to keep it in.
     #[arg(long, value_name = "SCHEME", default_value = "ARGON2ID")]
     pub(crate) scheme: String,
+    /// Keep SCRAM keys beside it, so that SCRAM-SHA-1 and SCRAM-SHA-256 work where `auth.mechanisms` offers them.
+    #[arg(long)]
+    pub(crate) scram: bool,
 }
 
 /// Which passwd-file is meant.

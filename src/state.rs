@@ -208,7 +208,7 @@ fn first_user(users: &UserFile, first: FirstUser) -> anyhow::Result<(String, Opt
         None => (passwords::generated()?, true),
     };
     let stored = passwords::stored("ARGON2ID", &users.canonical(&key), &password)?;
-    users.add(&key, stored)?;
+    users.add(&key, stored, Vec::new())?;
     Ok((key, generated.then_some(password)))
 }
 

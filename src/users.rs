@@ -133,10 +133,11 @@ impl UserFile {
         })
     }
 
-    /// Adds a user.
-    pub(crate) fn add(&self, key: &str, stored: Secret) -> anyhow::Result<()> {
+    /// Adds a user; `keys` are stored strings for challenge-response mechanisms.
+    pub(crate) fn add(&self, key: &str, stored: Secret, keys: Vec<Secret>) -> anyhow::Result<()> {
         // An empty home is written so that the line has every column: it then answers userdb look-ups too.
-        let user = NewUser { name: key.to_owned(), stored, home: Some(String::new()), ..NewUser::default() };
+        let home = Some(String::new());
+        let user = NewUser { name: key.to_owned(), stored, keys, home, ..NewUser::default() };
         self.edit(|mut editor| {
             editor.add(&user)?;
             editor.commit()
@@ -144,9 +145,9 @@ impl UserFile {
     }
 
     /// Changes a password; keys of the old one go.
-    pub(crate) fn set_password(&self, key: &str, stored: &Secret) -> anyhow::Result<()> {
+    pub(crate) fn set_password(&self, key: &str, stored: &Secret, keys: &[Secret]) -> anyhow::Result<()> {
         self.edit(|mut editor| {
-            editor.set_password(key, stored, Some(&[]))?;
+            editor.set_password(key, stored, Some(keys))?;
             editor.commit()
         })
     }
@@ -210,10 +211,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let file = file(folder.path());
         std::fs::write(file.path(), "# keep me\n").expect("written");
-        file.add("bob", Secret::new(b"{SSHA}x".to_vec())).expect("added");
-        let again = file.add("bob", Secret::new(b"{SSHA}x".to_vec())).expect_err("is there");
+        file.add("bob", Secret::new(b"{SSHA}x".to_vec()), Vec::new()).expect("added");
+        let again = file.add("bob", Secret::new(b"{SSHA}x".to_vec()), Vec::new()).expect_err("is there");
         assert!(again.to_string().contains("user passwd bob"), "{again}");
-        file.set_password("bob", &Secret::new(b"{PLAIN}new".to_vec())).expect("changed");
+        file.set_password("bob", &Secret::new(b"{PLAIN}new".to_vec()), &[]).expect("changed");
         let text = std::fs::read_to_string(file.path()).expect("read");
         assert_eq!(text, "# keep me\nbob:{PLAIN}new::::::\n");
         let listed = file.list().expect("listed");

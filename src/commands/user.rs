@@ -28,13 +28,15 @@ pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyh
         UserCommand::Add { name, password, which } => {
             let file = file(which)?;
             let key = file.key(name)?;
-            file.add(&key, stored(&file, &key, password)?)?;
+            let (stored, keys) = stored(&file, &key, password)?;
+            file.add(&key, stored, keys)?;
             done(&file, &key, "added", json)
         }
         UserCommand::Passwd { name, password, which } => {
             let file = file(which)?;
             let key = file.key(name)?;
-            file.set_password(&key, &stored(&file, &key, password)?)?;
+            let (stored, keys) = stored(&file, &key, password)?;
+            file.set_password(&key, &stored, &keys)?;
             done(&file, &key, "changed", json)
         }
         UserCommand::Remove { name, which } => {
@@ -59,14 +61,21 @@ pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyh
     }
 }
 
-fn stored(file: &UserFile, key: &str, args: &PasswordArgs) -> anyhow::Result<Secret> {
+/// Schemes of the keys that `--scram` keeps.
+const SCRAM: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-1"];
+
+/// What is kept of a password: the stored string, and further keys.
+fn stored(file: &UserFile, key: &str, args: &PasswordArgs) -> anyhow::Result<(Secret, Vec<Secret>)> {
     // A wrong scheme is told before anybody types a password.
     passwords::scheme(&args.scheme)?;
     let password = if args.password_stdin { passwords::from_stdin()? } else { passwords::from_terminal()? };
     if password.expose().is_empty() {
         return Err(exit::Coded::new(exit::USAGE, "the password is empty; give one").into());
     }
-    passwords::stored(&args.scheme, &file.canonical(key), &password)
+    let user = file.canonical(key);
+    let schemes = if args.scram { &SCRAM[..] } else { &[] };
+    let keys = schemes.iter().map(|scheme| passwords::stored(scheme, &user, &password));
+    Ok((passwords::stored(&args.scheme, &user, &password)?, keys.collect::<anyhow::Result<_>>()?))
 }
 
 fn done(file: &UserFile, key: &str, what: &str, json: bool) -> anyhow::Result<ExitCode> {

@@ -32,12 +32,17 @@ impl Everything {
         assert!(shown.status.success(), "{}", show(&shown));
         let keys = stack.admin(&["hash", "--scheme", "SCRAM-SHA-256"], "pw3");
         assert!(keys.status.success(), "{}", show(&keys));
+        // dave has a hash, and keys beside it.
+        let added = stack.admin(&["user", "add", "dave", "--password-stdin", "--scram"], "pw4\n");
+        assert!(added.status.success(), "{}", show(&added));
+        let file = fs::read_to_string(stack.state().join("users")).expect("users");
+        let dave = file.lines().find(|line| line.starts_with("dave:")).expect("dave").to_owned();
         assert_eq!(stack.stop(), Some(0));
         let all = format!("mechanisms = {ALL:?}");
         let config = stdout(&shown).replacen("mechanisms = [\"PLAIN\", \"LOGIN\"]", &all, 1);
         assert!(config.contains(&all), "{config}");
         // alice and bob have passwords that every mechanism can use, of carol there are only keys.
-        let users = format!("alice:{{PLAIN}}pw1\nbob:{{PLAIN}}pw2\ncarol:{}\n", stdout(&keys).trim());
+        let users = format!("alice:{{PLAIN}}pw1\nbob:{{PLAIN}}pw2\ncarol:{}\n{dave}\n", stdout(&keys).trim());
         let gate = Gate::start(stack.scratch(), &config, &users);
         Everything { gate, stack }
     }
@@ -89,6 +94,9 @@ fn gnu_sasl_logs_in_with_every_mechanism() {
                     }
                     for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "PLAIN"] {
                         ask(mechanism, "carol", "pw3", true);
+                    }
+                    for mechanism in ["SCRAM-SHA-1", "SCRAM-SHA-256", "PLAIN"] {
+                        ask(mechanism, "dave", "pw4", true);
                     }
                     // A refusal takes seconds; one of each kind is enough.
                     ask("SCRAM-SHA-256-PLUS", "alice", "wrong", false);
