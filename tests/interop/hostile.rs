@@ -408,3 +408,35 @@ impl Noise {
 pub fn address(user: &str) -> String {
     format!("{user}@{HOSTNAME}")
 }
+
+#[test]
+fn every_row_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/how-others-broke.md")).expect("the page");
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.starts_with("| Attack"))
+        .collect();
+    assert!(rows.len() > 20, "{}", rows.len());
+    for row in rows {
+        let shown = row.trim_end_matches(" |").rsplit(" | ").next().expect("a column");
+        let mut tests = 0;
+        for name in shown.split('`').skip(1).step_by(2) {
+            let found = match name.split_once("::") {
+                Some((file, test)) if !test.contains("::") => {
+                    fs::read_to_string(root.join(format!("tests/interop/{file}.rs")))
+                        .is_ok_and(|text| text.contains(&format!("fn {test}()")))
+                }
+                Some(_) => ["src", "conf/src", "conf/boot/src", "auth-daemon/src"].iter().any(|folder| {
+                    let (module, test) = name.split_once("::tests::").unwrap_or_default();
+                    fs::read_to_string(root.join(folder).join(format!("{module}.rs")))
+                        .is_ok_and(|text| text.contains(&format!("fn {test}()")))
+                }),
+                None => root.join("tests/scenarios").join(name).is_dir(),
+            };
+            assert!(found, "no such test: {name}");
+            tests += 1;
+        }
+        assert!(tests > 0, "a row without a test: {row}");
+    }
+}
