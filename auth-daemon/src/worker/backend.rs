@@ -19,7 +19,10 @@ use super::{Account, Answer, Facts, Question, process};
 /// # Errors
 /// Standard input is no channel to the daemon, or the daemon sent something else than questions.
 pub fn worker_main() -> anyhow::Result<()> {
-    Ok(serve(process::settle()?)?)
+    let result = serve(process::settle()?);
+    // The channel has ended. An exit now could come before the helpers of modules are gone.
+    std::thread::sleep(process::ENDING);
+    Ok(result?)
 }
 
 /// Answers questions on a stream until it ends.

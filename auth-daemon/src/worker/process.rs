@@ -74,7 +74,8 @@ fn kill_helpers(pid: Pid) {
             }
         }
     }
-    for helper in found.into_iter().skip(1) {
+    // The deepest first: a module that waits for its helper goes on only when all are gone.
+    for helper in found.into_iter().skip(1).rev() {
         let _ = signal::kill(helper, Signal::SIGKILL);
     }
 }
@@ -119,6 +120,9 @@ pub(super) fn settle() -> anyhow::Result<UnixStream> {
     watch(stream.try_clone()?)?;
     Ok(stream)
 }
+
+/// How long [`watch`] may need to end the process.
+pub(super) const ENDING: Duration = Duration::from_millis(500);
 
 /// A thread that waits for the end of the channel, whatever the thread that answers is blocked in.
 fn watch(channel: UnixStream) -> io::Result<()> {
