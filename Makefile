@@ -7,7 +7,7 @@ CARGO ?= cargo
 ARGS  ?=
 SUDO  := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: run build test fuzz lint deny peers headers generated clean
+.PHONY: run build test fuzz soak lint deny peers headers generated clean
 
 run: headers
 	$(CARGO) run --release --locked -- run $(ARGS)
@@ -45,6 +45,10 @@ peers:
 # Rewrite the files that are generated from the types (sample, reference, man pages, completions).
 generated: headers
 	POSTERN_WRITE_GENERATED=1 $(CARGO) test --locked -p conf generated
+
+# Aborted exchanges and connections against a running stack: memory and descriptors stay flat (ARGS as above).
+soak: headers
+	$(CARGO) run --release --locked --example soak -- $(ARGS)
 
 clean:
 	$(CARGO) clean

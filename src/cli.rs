@@ -327,6 +327,9 @@ pub(crate) struct AuthTestArgs {
     /// The socket is a saslauthd mux.
     #[arg(long)]
     pub(crate) mux: bool,
+    /// Show what both sides say, line by line; what depends on the password is hidden.
+    #[arg(long)]
+    pub(crate) transcript: bool,
 }
 
 /// `postern auth lookup` and `explain`

@@ -163,7 +163,8 @@ tables! {
         result_internalfail: ResultAction => Choice<ResultAction> = ResultAction::Continue;
         /// Do not ask it when an earlier one has, or has not, accepted the password.
         skip: PassdbSkip => Choice<PassdbSkip> = PassdbSkip::Never;
-        /// A list of users to refuse: whoever is found here is disabled, the password is not looked at.
+        /// A list of users to refuse: whoever is found here is disabled. The password is still checked by the other entries; only
+        /// a right one hears that the account is disabled.
         deny: bool => Flag = false;
         /// Holds master users, who may log in as others.
         master: bool => Flag = false;

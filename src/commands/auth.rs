@@ -134,7 +134,12 @@ fn test(place: &PlaceArgs, args: &AuthTestArgs, json: bool) -> anyhow::Result<Ex
     let password =
         if args.password_stdin { passwords::from_stdin()? } else { passwords::from_terminal_once()? };
     let began = std::time::Instant::now();
-    let outcome = if mux { by_mux(&socket, args, &password)? } else { by_dovecot(&socket, args, &password)? };
+    let mut said = Vec::new();
+    let outcome = if mux {
+        by_mux(&socket, args, &password, &mut said)?
+    } else {
+        by_dovecot(&socket, args, &password, &mut said)?
+    };
     let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (result, code, reason, user, fields) = match outcome {
         Outcome::Accepted { user, fields } => ("accepted", exit::OK, None, user, fields),
@@ -147,8 +152,12 @@ fn test(place: &PlaceArgs, args: &AuthTestArgs, json: bool) -> anyhow::Result<Ex
         output::json(&json!({
             "result": result, "reason": reason, "user": user, "fields": fields, "socket": socket,
             "milliseconds": milliseconds, "exit_code": code.0,
+            "transcript": args.transcript.then_some(said),
         }))?;
     } else {
+        for line in said.iter().filter(|_| args.transcript) {
+            output::line(line);
+        }
         let detail = reason.or(user).filter(|text| !text.is_empty());
         let detail = detail.map_or_else(|| result.to_owned(), |detail| format!("{result}: {detail}"));
         output::line(format!("{detail} ({milliseconds} ms)"));
@@ -175,7 +184,17 @@ fn default_socket(place: &PlaceArgs, mux: bool) -> anyhow::Result<(PathBuf, bool
     }
 }
 
-fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::Result<Outcome> {
+/// What a challenge says, as far as it can be shown.
+fn shown(challenge: &[u8]) -> String {
+    if challenge.is_empty() { "(empty)".to_owned() } else { challenge.escape_ascii().to_string() }
+}
+
+fn by_dovecot(
+    socket: &Path,
+    args: &AuthTestArgs,
+    password: &Secret,
+    said: &mut Vec<String>,
+) -> anyhow::Result<Outcome> {
     let nonce = passwords::random_bytes::<18>()?.map(|byte| format!("{byte:02x}")).concat();
     let known = sasl::Name::parse(&args.mech);
     let Some(mut sasl) =
@@ -188,8 +207,13 @@ fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::
         return Err(Coded::new(exit::USAGE, text).into());
     };
     let mut request = AuthRequest::new(args.mech.as_str(), args.service.as_str());
+    let mut line = format!("C: AUTH {} service={} secured", args.mech, args.service);
+    if let Some(rip) = args.rip {
+        line += &format!(" rip={rip}");
+    }
     if let Some(first) = sasl.initial() {
         request = request.initial_response(first.expose().to_vec());
+        line += " resp=(hidden)";
     }
     request.secured = Some(auth_client::Secured::Plain);
     request.rip = args.rip;
@@ -200,14 +224,25 @@ fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::
         // Every server of the protocol's first major version knows this minor.
         config.minor = 1;
         let client = AuthClient::new(config);
+        if let Ok(mechanisms) = client.mechanisms().await {
+            said.extend(mechanisms.iter().map(|mechanism| format!("S: MECH {}", mechanism.name)));
+        }
+        said.push(line);
         let mut step = client.authenticate(request).await;
         loop {
             step = match step {
-                Ok(Step::Challenge(exchange, challenge)) => match sasl.respond(&challenge) {
-                    Ok(answer) => exchange.respond(answer.expose()).await,
-                    Err(error) => return Ok(Outcome::Refused(error.to_string())),
-                },
+                Ok(Step::Challenge(exchange, challenge)) => {
+                    said.push(format!("S: CONT {}", shown(&challenge)));
+                    match sasl.respond(&challenge) {
+                        Ok(answer) => {
+                            said.push("C: CONT (hidden)".to_owned());
+                            exchange.respond(answer.expose()).await
+                        }
+                        Err(error) => return Ok(Outcome::Refused(error.to_string())),
+                    }
+                }
                 Ok(Step::Ok(login)) => {
+                    said.push(format!("S: OK user={}", login.user));
                     return Ok(match sasl.finish(login.final_data.as_deref()) {
                         Ok(()) => Outcome::Accepted { user: Some(login.user), fields: login.fields },
                         Err(error) => Outcome::Refused(error.to_string()),
@@ -215,6 +250,9 @@ fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::
                 }
                 Ok(Step::Failed(failure)) => {
                     let reason = failure.reason.clone().unwrap_or_default();
+                    let code =
+                        failure.code.as_ref().map(|code| format!(" code={code:?}")).unwrap_or_default();
+                    said.push(format!("S: FAIL{code} reason={reason}"));
                     return Ok(if failure.is_temporary() {
                         Outcome::Undecided(reason)
                     } else {
@@ -233,7 +271,12 @@ fn by_dovecot(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::
 }
 
 /// Four counted strings, answered by one: `OK` or `NO` and a reason.
-fn by_mux(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::Result<Outcome> {
+fn by_mux(
+    socket: &Path,
+    args: &AuthTestArgs,
+    password: &Secret,
+    said: &mut Vec<String>,
+) -> anyhow::Result<Outcome> {
     let unavailable = |error: std::io::Error| {
         Coded::new(exit::TEMPFAIL, format!("no saslauthd answers at {}: {error}", socket.display()))
     };
@@ -250,6 +293,7 @@ fn by_mux(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::Resu
     let mut stream = UnixStream::connect(socket).map_err(unavailable)?;
     stream.set_read_timeout(Some(DEADLINE)).map_err(unavailable)?;
     stream.write_all(&bytes).map_err(unavailable)?;
+    said.push(format!("C: login={user} password=(hidden) service={} realm={realm}", args.service));
     let mut length = [0; 2];
     if stream.read_exact(&mut length).is_err() {
         return Ok(Outcome::Undecided("the daemon closed the connection without an answer".to_owned()));
@@ -257,6 +301,7 @@ fn by_mux(socket: &Path, args: &AuthTestArgs, password: &Secret) -> anyhow::Resu
     let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut answer).map_err(unavailable)?;
     let answer = String::from_utf8_lossy(&answer).trim_end_matches('\0').to_owned();
+    said.push(format!("S: {answer}"));
     Ok(match answer.strip_prefix("OK") {
         Some(_) => Outcome::Accepted { user: None, fields: Vec::new() },
         None => Outcome::Refused(answer.strip_prefix("NO").unwrap_or(&answer).trim().to_owned()),
@@ -290,8 +335,9 @@ mod tests {
             rip: None,
             socket: Some(path.clone()),
             mux: true,
+            transcript: false,
         };
-        assert!(by_mux(&path, &args, &Secret::new(b"pw".to_vec())).is_err(), "nobody there");
+        assert!(by_mux(&path, &args, &Secret::new(b"pw".to_vec()), &mut Vec::new()).is_err(), "nobody there");
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
         let server = std::thread::spawn(move || {
             for answer in [&b"\0\x02OK"[..], b"\0\x09NO locked", b""] {
@@ -302,7 +348,7 @@ mod tests {
                 stream.write_all(answer).expect("written");
             }
         });
-        let ask = || by_mux(&path, &args, &Secret::new(b"pw".to_vec())).expect("an answer");
+        let ask = || by_mux(&path, &args, &Secret::new(b"pw".to_vec()), &mut Vec::new()).expect("an answer");
         assert!(matches!(ask(), Outcome::Accepted { .. }));
         assert!(matches!(ask(), Outcome::Refused(reason) if reason == "locked"));
         assert!(matches!(ask(), Outcome::Undecided(_)));

@@ -19,6 +19,7 @@ mod exim;
 mod forward;
 mod hostile;
 mod hostile_auth;
+mod hostile_hash;
 mod hostile_load;
 mod hostile_mail;
 mod hostile_names;

@@ -138,3 +138,35 @@ fn processes_run_unprivileged_and_not_dumpable() {
         );
     }
 }
+
+#[test]
+fn soak_short_form_is_flat() {
+    let soak =
+        std::path::Path::new(env!("CARGO_BIN_EXE_postern")).parent().expect("folder").join("examples/soak");
+    if !soak.exists() {
+        return crate::support::skip("the soak is not built; run all tests, or `cargo build --example soak`");
+    }
+    let stack = Stack::start();
+    let mut command = std::process::Command::new(soak);
+    command.arg("--state-dir").arg(stack.state()).args(["--exchanges", "20000", "--connections", "2000"]);
+    let out = run(command, "");
+    assert!(out.status.success() && stdout(&out).ends_with("flat\n"), "{}", show(&out));
+}
+
+#[test]
+fn a_transcript_shows_the_dialogue_and_no_secret() {
+    let stack = Stack::start();
+    for (extra, wanted) in [
+        (&[][..], &["S: MECH PLAIN", "C: AUTH PLAIN service=smtp", "resp=(hidden)", "S: OK user="][..]),
+        (&["--mech", "LOGIN"], &["S: CONT Username:", "C: CONT (hidden)", "S: CONT Password:"]),
+        (&["--mux"], &["password=(hidden)", "S: OK"]),
+    ] {
+        let args = [&["auth", "test", USER, "--password-stdin", "--transcript"], extra].concat();
+        let out = stack.admin(&args, PASSWORD);
+        assert!(out.status.success(), "{}", show(&out));
+        for text in wanted {
+            assert!(stdout(&out).contains(text), "{text}: {}", show(&out));
+        }
+        assert!(!show(&out).contains(PASSWORD), "{}", show(&out));
+    }
+}

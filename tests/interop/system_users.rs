@@ -223,6 +223,10 @@ impl Drop for System {
         let end = Instant::now() + Duration::from_secs(15);
         while Instant::now() < end {
             if matches!(child.try_wait(), Ok(Some(_))) {
+                // Nothing that modules started stays behind, however the test ended.
+                if !std::thread::panicking() {
+                    wait_for("the end of all helpers", || (self.sleepers() == 0).then_some(()));
+                }
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
