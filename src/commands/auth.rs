@@ -224,11 +224,15 @@ fn by_dovecot(
         // Every server of the protocol's first major version knows this minor.
         config.minor = 1;
         let client = AuthClient::new(config);
-        if let Ok(mechanisms) = client.mechanisms().await {
+        let mut step = client.authenticate(request).await;
+        // An answer means that the greeting is there; without one this would only wait once more.
+        if args.transcript
+            && step.is_ok()
+            && let Ok(mechanisms) = client.mechanisms().await
+        {
             said.extend(mechanisms.iter().map(|mechanism| format!("S: MECH {}", mechanism.name)));
         }
         said.push(line);
-        let mut step = client.authenticate(request).await;
         loop {
             step = match step {
                 Ok(Step::Challenge(exchange, challenge)) => {
