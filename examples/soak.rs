@@ -4,6 +4,9 @@
 //! ```sh
 //! cargo run --release --example soak -- --state-dir postern-state            # the long form
 //! cargo run --release --example soak -- --state-dir postern-state --exchanges 20000 --connections 2000
+//! # logins through workers instead, for modules that leak: every process must stay as small as it was in the first fifth
+//! cargo run --release --example soak -- --state-dir /var/lib/postern --client /run/postern/client --logins 10000 \
+//!     --user alice --password-file /root/alices-password --service smtp
 //! ```
 //!
 //! Exit code 0: flat. 1: something grew, or the daemon was replaced. The interop tests run the short form.
@@ -11,16 +14,21 @@
 // A command for developers: it prints, and it stops at the first surprise.
 #![allow(clippy::print_stdout, clippy::expect_used, clippy::panic)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::Parser;
 
 /// Memory that may stay behind: freed pages the allocator keeps, tables grown once.
 const SLACK_KIB: u64 = 8 * 1024;
+/// Logins under way at a time.
+const IN_FLIGHT: u32 = 16;
 /// Exchanges on one connection before the next one is opened.
 const BATCH: u64 = 500;
 
@@ -35,11 +43,29 @@ struct Args {
     /// Connections to open and close, one after another.
     #[arg(long, default_value_t = 100_000)]
     connections: u64,
+    /// Right logins to do instead, each from an address of its own, so that no cache answers.
+    #[arg(long, default_value_t = 0, requires_all = ["user", "password_file"])]
+    logins: u32,
+    /// The client socket for them. Default: `sockets/auth-client` of the state folder.
+    #[arg(long)]
+    client: Option<PathBuf>,
+    /// Who logs in.
+    #[arg(long)]
+    user: Option<String>,
+    /// File with the password.
+    #[arg(long)]
+    password_file: Option<PathBuf>,
+    /// Service the logins are for.
+    #[arg(long, default_value = "smtp")]
+    service: String,
 }
 
 fn main() {
     let args = Args::parse();
-    let socket = args.state_dir.join("sockets/auth-client");
+    let socket = args.client.clone().unwrap_or_else(|| args.state_dir.join("sockets/auth-client"));
+    if args.logins > 0 {
+        return logins(&socket, &args);
+    }
     let daemon = auth_daemon(&args.state_dir);
     // What is made once (threads, tables) is made before the first look.
     exchanges(&socket, BATCH * 4);
@@ -66,6 +92,81 @@ fn main() {
     assert!(after.descriptors <= before.descriptors, "descriptors grew");
     assert!(after.resident_kib <= before.resident_kib + SLACK_KIB, "memory grew");
     println!("flat");
+}
+
+/// Logs in again and again, and watches every process of the stack.
+fn logins(socket: &Path, args: &Args) {
+    let read = args.password_file.as_ref().expect("clap wants it");
+    let password = fs::read_to_string(read).expect("the password file");
+    let user = args.user.as_deref().unwrap_or_default();
+    let response = STANDARD.encode(format!("\0{user}\0{}", password.trim_end()));
+    let (mut stream, mut reader) = greeted(socket);
+    let (mut sent, mut answered) = (0, 0);
+    let mut early = BTreeMap::new();
+    let mut late = BTreeMap::new();
+    let mut workers = BTreeSet::new();
+    let began = Instant::now();
+    let mut line = String::new();
+    while answered < args.logins {
+        while sent < args.logins && sent - answered < IN_FLIGHT {
+            sent += 1;
+            let [_, b, c, d] = sent.to_be_bytes();
+            let service = &args.service;
+            stream
+                .write_all(
+                    format!("AUTH\t{sent}\tPLAIN\tservice={service}\trip=10.{b}.{c}.{d}\tresp={response}\n")
+                        .as_bytes(),
+                )
+                .expect("write");
+        }
+        line.clear();
+        assert!(reader.read_line(&mut line).expect("an answer in time") > 0, "the daemon hung up");
+        assert!(line.starts_with("OK\t"), "{line}");
+        answered += 1;
+        if answered % 50 == 0 {
+            let peaks = if answered <= args.logins / 5 { &mut early } else { &mut late };
+            for (role, pid, resident) in processes(&args.state_dir) {
+                if role == "auth-worker" {
+                    workers.insert(pid);
+                }
+                let peak: &mut u64 = peaks.entry(role).or_default();
+                *peak = resident.max(*peak);
+            }
+        }
+    }
+    println!("{answered} logins in {:?} by {} workers", began.elapsed(), workers.len());
+    println!("KiB at most, first fifth: {early:?}");
+    println!("KiB at most, then:        {late:?}");
+    for (role, peak) in &late {
+        let before = early.get(role).copied().unwrap_or(*peak);
+        assert!(*peak <= before + before / 2 + SLACK_KIB, "{role} grew");
+    }
+    println!("flat");
+}
+
+/// Role, pid and resident KiB of every process below the supervisor.
+fn processes(state_dir: &Path) -> Vec<(String, u32, u64)> {
+    let supervisor = fs::read_to_string(state_dir.join("postern.pid")).expect("the stack runs");
+    let mut open = vec![supervisor.trim().parse::<u32>().expect("a pid")];
+    let mut found = Vec::new();
+    while let Some(pid) = open.pop() {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for list in tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()) {
+            open.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let Some(role) = words.iter().position(|word| *word == b"daemon").and_then(|at| words.get(at + 1))
+        else {
+            continue;
+        };
+        // It may be gone by now: workers come and go.
+        let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
+        found.extend(resident.map(|resident| (String::from_utf8_lossy(role).into_owned(), pid, resident)));
+    }
+    found
 }
 
 /// Begins LOGIN exchanges and leaves them, in all the ways a client can: by CANCEL, and by going away.

@@ -73,6 +73,18 @@ pub(crate) fn named(name: &str) -> anyhow::Result<Account> {
     }
 }
 
+/// The account of this name, if there is one.
+pub(crate) fn find(name: &str) -> anyhow::Result<Option<Account>> {
+    let user = User::from_name(name).with_context(|| format!("cannot look up the account {name}"))?;
+    user.as_ref().map(Account::from_user).transpose()
+}
+
+/// The gid of the group of this name, if there is one.
+pub(crate) fn find_group(name: &str) -> anyhow::Result<Option<u32>> {
+    let group = Group::from_name(name).with_context(|| format!("cannot look up the group {name}"))?;
+    Ok(group.map(|group| group.gid.as_raw()))
+}
+
 /// The name of a uid, or its digits.
 pub(crate) fn name_of(uid: u32) -> String {
     let known = User::from_uid(Uid::from_raw(uid)).ok().flatten();
@@ -102,6 +114,65 @@ pub(crate) fn gid(name: &str) -> anyhow::Result<u32> {
     }
 }
 
+/// Turns the names of a listener into numbers: the authentication daemon, which strangers talk to, asks no name
+/// service. The kernel tells a peer's primary group only, so members of a group are admitted as users as well.
+pub(crate) fn by_number(listener: &mut conf::AuthListener) -> anyhow::Result<()> {
+    if let Some(owner) = &mut listener.owner {
+        *owner = uid(owner)?.to_string();
+    }
+    if let Some(group) = &mut listener.group {
+        *group = gid(group)?.to_string();
+    }
+    for user in &mut listener.allow_users {
+        *user = uid(user)?.to_string();
+    }
+    for text in &mut listener.allow_groups {
+        let gid = gid(text)?;
+        *text = gid.to_string();
+        let known =
+            Group::from_gid(Gid::from_raw(gid)).with_context(|| format!("cannot look up the group {gid}"))?;
+        // A member without an account cannot connect.
+        let members = known.map(|group| group.mem).unwrap_or_default();
+        listener
+            .allow_users
+            .extend(members.iter().filter_map(|name| uid(name).ok()).map(|uid| uid.to_string()));
+    }
+    Ok(())
+}
+
+/// What the names of users and groups stand for: those of the machine's own files, and those that settings name. A
+/// directory has more; workers, where there are any, ask it.
+pub(crate) fn system_ids(auth: &conf::Auth, workers: bool) -> conf::SystemIds {
+    let mut ids = conf::SystemIds { workers, ..conf::SystemIds::default() };
+    for (path, known) in [("/etc/passwd", &mut ids.users), ("/etc/group", &mut ids.groups)] {
+        // Without the file nobody is known by name.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        for line in text.lines() {
+            let mut columns = line.split(':');
+            let (name, id) = (columns.next().unwrap_or_default(), columns.nth(1));
+            if let Some(id) = id.and_then(|id| id.parse().ok()).filter(|_| !name.is_empty()) {
+                // The first line of a name counts, as with getpwnam(3).
+                known.entry(name.to_owned()).or_insert(id);
+            }
+        }
+    }
+    let passdbs =
+        auth.passdb.iter().flat_map(|db| db.rules.default_fields.iter().chain(&db.rules.override_fields));
+    let userdbs =
+        auth.userdb.iter().flat_map(|db| db.rules.default_fields.iter().chain(&db.rules.override_fields));
+    for (field, value) in passdbs.chain(userdbs).filter(|(_, value)| !value.contains('%')) {
+        let known = match field.split(':').next().unwrap_or_default() {
+            "uid" | "userdb_uid" => uid(value).ok().map(|id| (&mut ids.users, id)),
+            "gid" | "userdb_gid" => gid(value).ok().map(|id| (&mut ids.groups, id)),
+            _ => None,
+        };
+        if let Some((names, id)) = known {
+            names.entry(value.clone()).or_insert(id);
+        }
+    }
+    ids
+}
+
 /// Whom the daemons run as: `wanted`, else for root the sudo user or nobody. `None`: as this process.
 pub(crate) fn run_as(wanted: Option<&str>) -> anyhow::Result<Option<Account>> {
     let current = Account::current();
@@ -124,6 +195,11 @@ pub(crate) fn run_as(wanted: Option<&str>) -> anyhow::Result<Option<Account>> {
         return Err(Coded::new(exit::NOPERM, text).into());
     }
     Ok(Some(account))
+}
+
+/// Who called sudo, unless it was root.
+pub(crate) fn person_behind_sudo() -> Option<String> {
+    std::env::var("SUDO_USER").ok().filter(|name| !name.is_empty() && name != "root")
 }
 
 /// Name of the person at the keyboard, for the first user: the sudo user or the account, unless it is root.
@@ -202,7 +278,45 @@ fn passes(account: &Account, owner: u32, group: u32, mode: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Account, passes};
+    use super::{Account, by_number, passes};
+
+    #[test]
+    fn names_of_the_machine_and_of_settings() {
+        let mut auth = conf::Auth::default();
+        auth.userdb.push(conf::Userdb::default());
+        auth.userdb[0].rules.default_fields = [("uid", "daemon"), ("gid", "no-such-group"), ("home", "/x")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        let ids = super::system_ids(&auth, true);
+        assert_eq!(
+            (ids.users.get("root"), ids.users.get("daemon"), ids.groups.get("root")),
+            (Some(&0), Some(&1), Some(&0))
+        );
+        assert!(ids.workers && !ids.groups.contains_key("no-such-group") && !ids.users.contains_key(""));
+    }
+
+    #[test]
+    fn listeners_by_number() {
+        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let mut listener = conf::AuthListener {
+            owner: Some("root".to_owned()),
+            group: Some("daemon".to_owned()),
+            allow_users: names(&["daemon", "4000000"]),
+            allow_groups: names(&["root", "4000001"]),
+            ..conf::AuthListener::default()
+        };
+        by_number(&mut listener).expect("known names");
+        assert_eq!((listener.owner.as_deref(), listener.group.as_deref()), (Some("0"), Some("1")));
+        assert_eq!(listener.allow_users.get(..2), Some(&names(&["1", "4000000"])[..]));
+        assert_eq!(listener.allow_groups, names(&["0", "4000001"]));
+        for wrong in [
+            conf::AuthListener { owner: Some("no-such-user".to_owned()), ..conf::AuthListener::default() },
+            conf::AuthListener { allow_groups: names(&["no-such-group"]), ..conf::AuthListener::default() },
+        ] {
+            let text = by_number(&mut wrong.clone()).expect_err("nobody has that name").to_string();
+            assert!(text.contains("no-such-"), "{text}");
+        }
+    }
 
     #[test]
     fn who_passes_through_a_folder() {

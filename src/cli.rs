@@ -19,6 +19,7 @@ Exit codes:
   75  another stack holds the state folder; for `auth …`: it cannot be decided now
   77  missing rights: not root, or the state folder belongs to somebody else
   78  mistakes in the configuration
+`doctor`: 0 nothing to do, 1 something does not work, 78 as above.
 
 Environment:
   POSTERN_CONFIG     like --config
@@ -26,6 +27,14 @@ Environment:
 
 The configuration is the first of: --config FILE, --state-dir DIR (embedded default), $POSTERN_CONFIG,
 $POSTERN_STATE_DIR (embedded default), /etc/postern/postern.toml, the embedded default in ./postern-state.";
+
+/// What `postern doctor --help` says about exit codes.
+pub(crate) const DOCTOR_EXIT_CODES: &str = "\
+Exit codes:
+   0  nothing to do
+   1  something does not work; the last lines say what to do first
+   2  wrong command line
+  78  mistakes in the configuration";
 
 /// One small gate for mail: authentication daemon, submission server, IMAP and POP3.
 ///
@@ -59,12 +68,15 @@ pub(crate) enum Command {
     /// Run the stack in the foreground (the default).
     #[command(after_help = EXIT_CODES)]
     Run(RunArgs),
-    /// Show the processes of the running stack.
-    Status,
+    /// Show the processes of the running stack and their figures.
+    Status(StatusArgs),
     /// Make the running stack read its configuration, certificates and user files again.
     Reload,
     /// Stop the running stack in order and wait for its end.
     Stop,
+    /// Walk the way of a login step by step: what was tried, as whom, what came back, and what to do first.
+    #[command(after_help = DOCTOR_EXIT_CODES)]
+    Doctor(crate::commands::DoctorArgs),
     /// Check and show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -74,6 +86,9 @@ pub(crate) enum Command {
     /// Ask the authentication daemon: try a login, look a user up, see and clear what it remembers.
     #[command(subcommand)]
     Auth(AuthCommand),
+    /// Make other programs use Postern, or take over what they have: shown as a diff, done with --apply, taken back with --undo.
+    #[command(subcommand)]
+    Setup(crate::commands::SetupCommand),
     /// Make and check stored passwords.
     #[command(after_help = EXIT_CODES)]
     Hash(HashArgs),
@@ -98,6 +113,28 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR")]
         folder: Option<PathBuf>,
     },
+}
+
+/// Choices for `postern status`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StatusArgs {
+    /// Show them again and again, until `q` or ctrl-C; with --json one object per line.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// What each process could do if it were taken over: ids, groups, capabilities, filters, listening sockets.
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) security: bool,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = interval, requires = "watch")]
+    pub(crate) interval: f64,
+    /// End after so many looks.
+    #[arg(long, value_name = "N", requires = "watch")]
+    pub(crate) count: Option<u64>,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("not between 0.1 and 3600".to_owned()) }
 }
 
 /// Choices for `postern run`.

@@ -10,10 +10,13 @@ mod certificate;
 mod cli;
 mod commands;
 mod hints;
+mod metrics;
 mod output;
 mod passwords;
 mod place;
+mod postfix;
 mod proof;
+mod roles;
 mod saslauthd;
 mod stack;
 mod state;
@@ -29,6 +32,9 @@ fn main() -> boot::ExitCode {
             Some(stack::WORKER) => worker(),
             _ => boot::child_main(&role.to_string_lossy(), stack::DAEMONS),
         };
+    }
+    if std::env::args_os().nth(1).as_deref() == Some(OsStr::new(commands::PROBE)) {
+        return commands::probe();
     }
     if let Some(arguments) = saslauthd::arguments(std::env::args_os()) {
         return saslauthd::main(arguments);

@@ -49,14 +49,20 @@ pub(crate) fn failure(error: &anyhow::Error, json: bool) -> boot::ExitCode {
     }
     let code = boot::exit::code_of(error, boot::exit::FAILURE);
     let text = sentence(error);
+    // Rights, folders, sockets: the reason is often somewhere else than where it hurts.
+    let on_the_way = [boot::exit::UNAVAILABLE, boot::exit::CANTCREAT, boot::exit::NOPERM].contains(&code);
+    let next = (on_the_way && !text.contains(DOCTOR)).then_some(DOCTOR);
     if json {
-        let value = serde_json::json!({ "error": text, "exit_code": code.0 });
+        let value = serde_json::json!({ "error": text, "exit_code": code.0, "next": next });
         let _ = writeln!(std::io::stdout().lock(), "{value:#}");
     } else {
-        note(text);
+        note(next.map_or_else(|| text.clone(), |next| format!("{text}; {next}")));
     }
     code
 }
+
+/// The next step where rights or sockets stand in the way.
+pub(crate) const DOCTOR: &str = "run `postern doctor`";
 
 /// An error and its causes, without those whose text an outer one has taken in already.
 pub(crate) fn sentence(error: &anyhow::Error) -> String {
@@ -85,6 +91,9 @@ pub(crate) fn configuration(errors: &conf::Errors, json: bool) {
     } else {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let _ = writeln!(std::io::stderr().lock(), "{}", errors.render(colour));
+        if errors.problems().iter().any(|problem| problem.title.contains("Permission denied")) {
+            note(DOCTOR);
+        }
     }
 }
 

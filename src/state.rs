@@ -19,6 +19,7 @@ use creds::Secret;
 use crate::accounts::{self, Account};
 use crate::certificate::{self, Made};
 use crate::place::EMBEDDED_COPY;
+use crate::roles::{self, Accounts};
 use crate::users::UserFile;
 use crate::{passwords, stack};
 
@@ -84,14 +85,18 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
     if let Some(account) = account
         && !accounts::reaches(account, folder)?
     {
-        let text = format!(
-            "the account {} cannot reach {}: a folder above it is closed; choose another --state-dir or --run-as",
-            account.name,
-            folder.display()
-        );
-        return Err(Coded::new(exit::NOPERM, text).into());
+        return Err(out_of_reach(account, folder));
     }
     Ok(())
+}
+
+fn out_of_reach(account: &Account, folder: &Path) -> anyhow::Error {
+    let text = format!(
+        "the account {} cannot reach {}: a folder above it is closed; choose another --state-dir or --run-as",
+        account.name,
+        folder.display()
+    );
+    Coded::new(exit::NOPERM, text).into()
 }
 
 /// Makes the folder, with those above it, for `owner`.
@@ -120,6 +125,81 @@ fn give(folder: &Path, owner: &Account) -> std::io::Result<()> {
     opened.set_permissions(Permissions::from_mode(0o755))
 }
 
+/// Makes the parts of a state folder whose daemons have an account each. The folder itself is root's, so its entries can be
+/// trusted: nobody else can exchange them.
+pub(crate) fn lay_out(settings: &Settings, who: &Accounts) -> anyhow::Result<()> {
+    if !who.distinct() || !accounts::is_root() {
+        return Ok(());
+    }
+    let folder = &settings.state_dir;
+    for account in [&who.auth, &who.imap].into_iter().flatten() {
+        if !accounts::reaches(account, folder)? {
+            return Err(out_of_reach(account, folder));
+        }
+    }
+    part(&folder.join("sockets"), 0o755, None)?;
+    part(&roles::auth_folder(settings, who), 0o700, who.auth.as_ref())?;
+    let mail = folder.join("mail");
+    if settings.mail.mailboxes == conf::Mailboxes::Virtual
+        && Path::new(&settings.mail.home).starts_with(&mail)
+    {
+        part(&mail, 0o700, who.imap.as_ref())?;
+    }
+    for passdb in &settings.auth.passdb {
+        if let conf::PassdbDriver::PasswdFile { path, .. } = &passdb.driver
+            && Path::new(path).parent() == Some(folder)
+        {
+            readable_for(Path::new(path), who.auth.as_ref())
+                .with_context(|| format!("cannot make {path} readable for the authentication daemon"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A folder in root's state folder for one account, made or checked.
+fn part(path: &Path, mode: u32, owner: Option<&Account>) -> anyhow::Result<()> {
+    let (uid, gid) = owner.map_or((0, 0), |owner| (owner.uid, owner.gid));
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+                .with_context(|| format!("cannot give away {}", path.display()))?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot make the folder {}", path.display()));
+        }
+    }
+    let found = std::fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
+    if !found.is_dir() || found.uid() != uid {
+        let text = format!(
+            "{} must be a folder of {}, but belongs to {}; give it away: chown -R {}: {}",
+            path.display(),
+            accounts::name_of(uid),
+            owner_name(found.uid()),
+            accounts::name_of(uid),
+            path.display()
+        );
+        return Err(Coded::new(exit::NOPERM, text).into());
+    }
+    Ok(())
+}
+
+/// Lets the account's group read a file of root's. What belongs to somebody else is his business.
+pub(crate) fn readable_for(path: &Path, reader: Option<&Account>) -> std::io::Result<()> {
+    let flags = (nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits();
+    let file = match std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let found = file.metadata()?;
+    let Some(reader) = reader.filter(|_| found.is_file() && found.uid() == 0 && found.nlink() == 1) else {
+        return Ok(());
+    };
+    std::os::unix::fs::fchown(&file, None, Some(reader.gid))?;
+    file.set_permissions(Permissions::from_mode(found.mode() & 0o600 | 0o040))
+}
+
 fn owner_name(uid: u32) -> String {
     let name = accounts::name_of(uid);
     if name.parse::<u32>().is_ok() { format!("uid {name}") } else { name }
@@ -143,18 +223,17 @@ fn is_empty(folder: &Path) -> anyhow::Result<bool> {
 pub(crate) fn prepare(
     settings: &mut Settings,
     first: FirstUser,
-    account: Option<&Account>,
+    who: &Accounts,
     now: SystemTime,
 ) -> anyhow::Result<Prepared> {
     let folder = &settings.state_dir.clone();
-    claim(folder, account)?;
-    accounts::acting_as(account, || {
+    claim(folder, who.owner())?;
+    let mut prepared = accounts::acting_as(who.owner(), || -> anyhow::Result<Prepared> {
         let lock = StateLock::acquire(&stack::pid_file(folder))?;
-        folders(folder)?;
+        folders(folder, !who.distinct())?;
         let certificates = certificate::ensure(&folder.join("tls"), &settings.hostname, now)?;
         let users = UserFile::of(settings, None)?;
         let (user, generated) = first_user(&users, first)?;
-        maildir(settings, &users, &user)?;
         settings.smtp.postmaster = Some(users.canonical(&user));
         let copy = folder.join(EMBEDDED_COPY);
         let text = format!(
@@ -163,14 +242,24 @@ pub(crate) fn prepare(
             settings.to_toml()
         );
         replace(&copy, &text).with_context(|| format!("cannot write {}", copy.display()))?;
-        Ok(Prepared { lock, user: users.canonical(&user), generated, certificates })
-    })?
+        Ok(Prepared { lock, user, generated, certificates })
+    })??;
+    lay_out(settings, who)?;
+    let users = UserFile::of(settings, None)?;
+    let owner = if who.distinct() { who.imap.as_ref() } else { who.owner() };
+    accounts::acting_as(owner, || maildir(settings, &users, &prepared.user))??;
+    prepared.user = users.canonical(&prepared.user);
+    Ok(prepared)
 }
 
-fn folders(folder: &Path) -> anyhow::Result<()> {
+fn folders(folder: &Path, mail: bool) -> anyhow::Result<()> {
     // Sockets are for programs of other accounts, so the way to them is open; mail is not.
-    for (name, mode) in [("sockets", 0o755), ("sockets/saslauthd", 0o755), ("tls", 0o755), ("mail", 0o700)] {
+    for (name, mode) in [("sockets", 0o755), ("sockets/saslauthd", 0o755), ("tls", 0o755)] {
         make_folder(&folder.join(name), mode)?;
+    }
+    // Elsewhere it is another account's.
+    if mail {
+        make_folder(&folder.join("mail"), 0o700)?;
     }
     Ok(())
 }
@@ -242,6 +331,7 @@ pub(crate) fn replace(path: &Path, text: &str) -> std::io::Result<()> {
 mod tests {
     use super::{FirstUser, claim, prepare};
     use crate::certificate::Made;
+    use crate::roles::Accounts;
     use conf::{EmbeddedOptions, Settings, embedded_default};
     use creds::Secret;
     use std::os::unix::fs::PermissionsExt as _;
@@ -262,7 +352,7 @@ mod tests {
         let folder = parent.path().join("state");
         let mut settings = settings(&folder);
         let first = FirstUser { name: Some("Bob".to_owned()), password: None };
-        let made = prepare(&mut settings, first, None, SystemTime::now()).expect("made");
+        let made = prepare(&mut settings, first, &Accounts::one(None), SystemTime::now()).expect("made");
         assert_eq!(made.user, "bob@mx.example.org");
         assert_eq!(made.generated.as_ref().map(|p| p.expose().len()), Some(20));
         assert_eq!(made.certificates, Made::All);
@@ -288,17 +378,19 @@ mod tests {
         assert_eq!(copy.smtp.postmaster.as_deref(), Some("bob@mx.example.org"));
 
         // Somebody else holds it.
-        let held = prepare(&mut settings, FirstUser::default(), None, SystemTime::now()).expect_err("held");
+        let held = prepare(&mut settings, FirstUser::default(), &Accounts::one(None), SystemTime::now())
+            .expect_err("held");
         assert_eq!(boot::exit::code_of(&held, boot::exit::FAILURE), boot::exit::TEMPFAIL);
         drop(made);
 
-        let again = prepare(&mut settings, FirstUser::default(), None, SystemTime::now()).expect("found");
+        let again = prepare(&mut settings, FirstUser::default(), &Accounts::one(None), SystemTime::now())
+            .expect("found");
         assert_eq!((again.user.as_str(), again.certificates), ("bob@mx.example.org", Made::Kept));
         assert!(again.generated.is_none());
         drop(again);
         let first =
             FirstUser { name: Some("eve".to_owned()), password: Some(Secret::new(b"given".to_vec())) };
-        let another = prepare(&mut settings, first, None, SystemTime::now()).expect("added");
+        let another = prepare(&mut settings, first, &Accounts::one(None), SystemTime::now()).expect("added");
         assert_eq!(another.user, "eve@mx.example.org");
         assert!(another.generated.is_none());
     }

@@ -12,7 +12,9 @@ use conf::{PassdbDriver, Settings};
 use creds::Secret;
 use creds::passwd::{EditError, Editor, NewUser, is_template};
 
-use crate::accounts;
+use crate::accounts::{self, Account};
+use crate::roles::Accounts;
+use crate::state;
 
 /// How long another editor may take.
 const WAIT: Duration = Duration::from_secs(10);
@@ -24,6 +26,8 @@ pub(crate) struct UserFile {
     default_domain: String,
     username_chars: String,
     lower: bool,
+    /// Who must be able to read it, where that is not its owner.
+    reader: Option<Account>,
 }
 
 /// One line of `user list`.
@@ -72,12 +76,18 @@ impl UserFile {
             default_domain: settings.auth.default_domain.clone().unwrap_or_default(),
             username_chars: settings.auth.username_chars.clone(),
             lower: settings.auth.username_format.contains("lower"),
+            reader: None,
         })
     }
 
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same file, which after a change the authentication daemon must still be able to read.
+    pub(crate) fn readable_for(self, who: Accounts) -> Self {
+        Self { reader: if who.distinct() { who.auth } else { None }, ..self }
     }
 
     /// The name as the daemon looks it up, with the domain if it is not the default one.
@@ -130,6 +140,11 @@ impl UserFile {
                 Coded::new(exit::FAILURE, format!("there is no user {name}; see `user list`")).into()
             }
             other => anyhow::Error::new(other),
+        })
+        .and_then(|done| {
+            state::readable_for(&self.path, self.reader.as_ref())
+                .with_context(|| format!("cannot make {} readable for the daemon", self.path.display()))?;
+            Ok(done)
         })
     }
 

@@ -40,11 +40,15 @@ pub(crate) async fn answer(engine: &Arc<Engine>, body: &Value) -> Result<Value, 
             Ok(json!({ "flushed": engine.cache.flush(&users) }))
         }
         "penalty-list" => {
+            // `top`: only so many, the worst, and only addresses.
+            let top = body.get("top").and_then(Value::as_u64).and_then(|top| usize::try_from(top).ok());
             let list: Vec<Value> = engine
                 .penalties
                 .list(Instant::now())
                 .into_iter()
-                .map(|entry| json!({ "peer": entry.peer, "account": entry.account, "count": entry.count }))
+                .filter(|entry| top.is_none() || entry.account.is_none())
+                .take(top.unwrap_or(usize::MAX))
+                .map(|entry| json!({ "peer": entry.peer, "account": entry.account, "count": (f64::from(entry.count) * 100.0).round() / 100.0 }))
                 .collect();
             Ok(json!({ "penalties": list }))
         }
@@ -86,7 +90,7 @@ async fn explain(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
     let walk = chain::walk(engine, &compiled, &listener.chain, &mut request, Ask::Existence, false).await;
     let passdb = match &walk.said {
         Said::Ok => "found".to_owned(),
-        Said::Expired => "password expired".to_owned(),
+        Said::Expired(why) => format!("password expired ({why})"),
         Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) | Said::Disabled(why) => why.clone(),
         Said::Internal(why) => format!("cannot answer: {why}"),
         Said::Next => "no passdb decides".to_owned(),

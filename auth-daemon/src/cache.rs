@@ -39,7 +39,9 @@ impl Keyer {
             mac.update(&(input.len() as u64).to_le_bytes());
             mac.update(input);
         }
-        mac.finalize().into_bytes().into()
+        let key = mac.finalize().into_bytes().into();
+        creds::wipe_stack();
+        key
     }
 }
 

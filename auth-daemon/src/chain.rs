@@ -40,8 +40,8 @@ pub(crate) enum Said {
     NoScheme(String),
     /// The password is right, the account disabled.
     Disabled(String),
-    /// The password is right, and it has expired.
-    Expired,
+    /// The password is right, and it has expired or must be changed; which, for the log.
+    Expired(String),
     /// The passdb cannot answer.
     Internal(String),
     /// Only fields, no verdict (`noauthenticate`).
@@ -75,6 +75,9 @@ pub(crate) struct Record {
     pub(crate) fields: Vec<(String, Option<String>)>,
 }
 
+/// What an entry says of a name it does not hold.
+const UNKNOWN: &str = "unknown user";
+
 /// Walks a chain. `verified`: an earlier stage has checked the password.
 pub(crate) async fn walk(
     engine: &Engine,
@@ -86,7 +89,7 @@ pub(crate) async fn walk(
 ) -> Walk {
     let mut walker = Walker { engine, compiled, ask, verified, key: None, known: false, no_lookups: true };
     let (mut success, mut internal, mut denied, mut asked) = (false, None, None, false);
-    let mut last = Said::Unknown("no passdb knows the user".to_owned());
+    let mut last = Said::Unknown(UNKNOWN.to_owned());
     // Whether the last entry only collected fields, and whether it matched and wants others to be asked as well.
     let (mut undecided, mut go_on) = (false, false);
     for at in chain {
@@ -124,7 +127,7 @@ pub(crate) async fn walk(
                 undecided = true;
                 continue;
             }
-            Said::Disabled(_) | Said::Expired => {
+            Said::Disabled(_) | Said::Expired(_) => {
                 request.driver.clone_from(&passdb.name);
                 (request.fields, request.userdb, _) = before;
                 return walker.done(said, false);
@@ -145,10 +148,14 @@ pub(crate) async fn walk(
         undecided = false;
         let matched = said == Said::Ok;
         // The most telling failure is what the log shows.
-        let less_telling =
-            matches!(said, Said::Unknown(_)) && matches!(last, Said::Mismatch(_) | Said::NoScheme(_));
+        let less_telling = match (&said, &last) {
+            (Said::Unknown(_), Said::Mismatch(_) | Said::NoScheme(_)) => true,
+            // The user is known somewhere, but may not come from there.
+            (Said::Unknown(why), Said::Unknown(before)) => why == UNKNOWN && before != UNKNOWN,
+            _ => false,
+        };
         if !matched && !less_telling {
-            if matches!(said, Said::Mismatch(_)) {
+            if matches!(&said, Said::Mismatch(_)) || matches!(&said, Said::Unknown(why) if why != UNKNOWN) {
                 request.driver.clone_from(&passdb.name);
             }
             last = said;
@@ -259,7 +266,7 @@ impl Walker<'_> {
         self.no_lookups = false;
         let record = match self.record(passdb, request).await {
             Ok(Some(record)) => record,
-            Ok(None) => return Said::Unknown("unknown user".to_owned()),
+            Ok(None) => return Said::Unknown(UNKNOWN.to_owned()),
             Err(why) => return Said::Internal(why),
         };
         self.known = true;
@@ -310,6 +317,19 @@ impl Walker<'_> {
     /// The entry's record of the user.
     async fn record(&self, passdb: &Passdb, request: &Request) -> Result<Option<Record>, String> {
         match &passdb.driver {
+            PassdbDriver::Sasldb { source, realm } => {
+                let kind = if let Ask::Key(kind) = self.ask { Some(kind) } else { None };
+                let verifier = &self.compiled.verifier;
+                let found = source.find_realm(realm, request, |entry| Record {
+                    password: Some(Secret::from(entry.password())),
+                    key: kind.and_then(|kind| {
+                        let stored = entry.stored_for(kind, Scheme::Plain)?;
+                        Some(verifier.key(&stored, kind))
+                    }),
+                    fields: Vec::new(),
+                });
+                found.await
+            }
             PassdbDriver::PasswdFile { source, scheme, format } => {
                 let kind = if let Ask::Key(kind) = self.ask { Some(kind) } else { None };
                 let verifier = &self.compiled.verifier;
@@ -334,8 +354,8 @@ impl Walker<'_> {
             PassdbDriver::Static { password, .. } => {
                 Ok(Some(Record { password: password.clone(), ..Record::default() }))
             }
-            PassdbDriver::Passwd
-            | PassdbDriver::Shadow
+            PassdbDriver::Passwd { .. }
+            | PassdbDriver::Shadow { .. }
             | PassdbDriver::Pam { .. }
             | PassdbDriver::Imap { .. } => {
                 let found = self.engine.account(request).await?;
@@ -440,7 +460,7 @@ impl Walker<'_> {
                 self.no_lookups = false;
                 return match self.engine.account(request).await {
                     Ok(Some(account)) => self.accept(passdb, request, Some(account.name)),
-                    Ok(None) => Said::Unknown("unknown user".to_owned()),
+                    Ok(None) => Said::Unknown(UNKNOWN.to_owned()),
                     Err(why) => Said::Internal(why),
                 };
             }
@@ -448,17 +468,18 @@ impl Walker<'_> {
             Ask::Password(_) if self.verified => return self.accept(passdb, request, None),
             Ask::Password(given) => given,
         };
-        let answer = self.engine.ask_worker(self.compiled, request, &passdb.name, question, given).await;
-        match answer {
+        let checked = self.engine.ask_worker(self.compiled, request, &passdb.name, question, given).await;
+        request.message = checked.message;
+        match checked.answer {
             worker::Answer::Ok(name) => self.accept(passdb, request, name),
             worker::Answer::Mismatch => Said::Mismatch("wrong password".to_owned()),
             worker::Answer::Refused(why) => Said::Mismatch(format!("wrong password ({why})")),
             worker::Answer::Locked => Said::Mismatch("account is locked".to_owned()),
-            worker::Answer::Unknown => Said::Unknown("unknown user".to_owned()),
+            worker::Answer::Unknown => Said::Unknown(UNKNOWN.to_owned()),
             worker::Answer::Disabled(why) => {
                 Said::Disabled(format!("account is disabled or has expired ({why})"))
             }
-            worker::Answer::Expired => Said::Expired,
+            worker::Answer::Expired(why) => Said::Expired(why),
             worker::Answer::Unavailable(why) => Said::Internal(why),
         }
     }
@@ -501,7 +522,7 @@ impl Said {
             Said::Ok => "ok".to_owned(),
             Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) => format!("failure: {why}"),
             Said::Disabled(why) => format!("disabled: {why}"),
-            Said::Expired => "password expired".to_owned(),
+            Said::Expired(why) => format!("password expired: {why}"),
             Said::Internal(why) => format!("cannot answer: {why}"),
             Said::Next => "fields only".to_owned(),
         }
@@ -511,19 +532,22 @@ impl Said {
 /// The question for a worker, if the driver lives in one.
 fn worker_question(passdb: &Passdb, request: &Request) -> Option<worker::Question> {
     Some(match &passdb.driver {
-        PassdbDriver::Pam { service, session, setcred } => worker::Question::Pam {
+        PassdbDriver::Pam { service, effects, rules, messages } => worker::Question::Pam {
             service: match &request.pam_service {
                 // A mux client may name only some PAM files, whatever else its service is good for.
                 Some(name) => service.expand(&Request { service: name.clone(), ..request.clone() }),
                 None => service.expand(request),
             },
-            session: *session,
-            setcred: *setcred,
+            effects: *effects,
+            rules: *rules,
+            messages: *messages,
         },
         PassdbDriver::Imap { host, port } => worker::Question::Imap { host: host.clone(), port: *port },
-        PassdbDriver::Shadow => worker::Question::Shadow,
-        PassdbDriver::Passwd => worker::Question::Passwd,
-        PassdbDriver::PasswdFile { .. } | PassdbDriver::Static { .. } => return None,
+        PassdbDriver::Shadow { rules } => worker::Question::Shadow(*rules),
+        PassdbDriver::Passwd { rules } => worker::Question::Passwd(*rules),
+        PassdbDriver::PasswdFile { .. } | PassdbDriver::Sasldb { .. } | PassdbDriver::Static { .. } => {
+            return None;
+        }
     })
 }
 

@@ -15,6 +15,7 @@ use creds::{Caps, Policy, Scheme, Verifier};
 use crate::files::{Files, Source};
 use crate::template::Template;
 use crate::username::Rules;
+use crate::worker::{Effects, StateRules};
 use crate::{cache, hashpool};
 
 /// The compiled configuration.
@@ -52,12 +53,36 @@ pub(crate) struct Passdb {
 /// Where a passdb looks.
 #[derive(Debug)]
 pub(crate) enum PassdbDriver {
-    PasswdFile { source: Arc<Source>, scheme: Scheme, format: Option<Template> },
-    Static { password: Option<creds::Secret>, nopassword: bool },
-    Passwd,
-    Shadow,
-    Pam { service: Template, session: bool, setcred: bool },
-    Imap { host: String, port: u16 },
+    PasswdFile {
+        source: Arc<Source>,
+        scheme: Scheme,
+        format: Option<Template>,
+    },
+    /// A file of another program that reads as a passwd-file; `realm`: where else users of the default domain are.
+    Sasldb {
+        source: Arc<Source>,
+        realm: String,
+    },
+    Static {
+        password: Option<creds::Secret>,
+        nopassword: bool,
+    },
+    Passwd {
+        rules: StateRules,
+    },
+    Shadow {
+        rules: StateRules,
+    },
+    Pam {
+        service: Template,
+        effects: Effects,
+        rules: StateRules,
+        messages: bool,
+    },
+    Imap {
+        host: String,
+        port: u16,
+    },
 }
 
 /// A userdb with its rules.
@@ -143,7 +168,8 @@ impl Compiled {
             home: Template::parse(&slice.mail.home).context("mail.home")?,
             location: Template::parse(&slice.mail.location).context("mail.location")?,
             first_uid: slice.mail.first_valid_uid,
-            verifier: Verifier::new(Policy { allow_weak: auth.allow_weak_schemes, caps }, crypt),
+            verifier: Verifier::new(Policy { allow_weak: auth.allow_weak_schemes, caps }, crypt)
+                .with_argon2(fast_argon2),
             cache: cache::Limits {
                 size: usize::try_from(auth.cache.size).unwrap_or(usize::MAX),
                 ttl: auth.cache.ttl,
@@ -193,8 +219,8 @@ impl Compiled {
             join_realm: listener.join_realm,
             pam_services: listener.pam_services.clone(),
             mode: listener.mode,
-            owner: listener.owner.as_deref().map(uid).transpose()?,
-            group: listener.group.as_deref().map(gid).transpose()?,
+            owner: listener.owner.as_deref().map(id).transpose()?,
+            group: listener.group.as_deref().map(id).transpose()?,
             chain,
             masters,
             mechanisms,
@@ -258,13 +284,13 @@ impl Passdb {
     fn serves(&self, name: sasl::Name, needs: sasl::Needs) -> bool {
         self.admits_mechanism(name.as_str())
             && match &self.driver {
-                PassdbDriver::PasswdFile { .. } => true,
+                PassdbDriver::PasswdFile { .. } | PassdbDriver::Sasldb { .. } => true,
                 PassdbDriver::Static { password, nopassword } => {
                     needs == sasl::Needs::Verify && (*nopassword || password.is_some())
                         || password.as_ref().is_some_and(can_serve_all)
                 }
-                PassdbDriver::Passwd
-                | PassdbDriver::Shadow
+                PassdbDriver::Passwd { .. }
+                | PassdbDriver::Shadow { .. }
                 | PassdbDriver::Pam { .. }
                 | PassdbDriver::Imap { .. } => needs == sasl::Needs::Verify,
             }
@@ -311,6 +337,11 @@ impl Listener {
             || self.acl.as_ref().is_none_or(|acl| acl.users.contains(&uid) || acl.groups.contains(&gid))
     }
 
+    /// Whether everybody may connect whom the mode lets in.
+    pub(crate) fn is_for_all(&self) -> bool {
+        self.acl.is_none()
+    }
+
     /// Root and the daemon's own account.
     fn is_trusted(&self, uid: u32) -> bool {
         uid == 0 || uid == nix::unistd::geteuid().as_raw()
@@ -351,17 +382,35 @@ fn passdb(passdb: &conf::Passdb, files: &Files) -> anyhow::Result<Passdb> {
                 .with_context(|| format!("{}: unknown scheme `{scheme}`", context()))?,
             format: username_format.as_deref().map(Template::parse).transpose().with_context(context)?,
         },
+        conf::PassdbDriver::Sasldb { path, realm } => PassdbDriver::Sasldb {
+            source: files.sasldb(path).with_context(context)?,
+            realm: realm.clone().unwrap_or_else(host_name),
+        },
         conf::PassdbDriver::Static { password, nopassword, .. } => PassdbDriver::Static {
             password: password.as_ref().map(|password| creds::Secret::from(password.as_bytes())),
             nopassword: *nopassword,
         },
-        conf::PassdbDriver::Passwd => PassdbDriver::Passwd,
-        conf::PassdbDriver::Shadow => PassdbDriver::Shadow,
-        conf::PassdbDriver::Pam { service, session, setcred } => PassdbDriver::Pam {
-            service: Template::parse(service).with_context(context)?,
-            session: *session,
-            setcred: *setcred,
+        conf::PassdbDriver::Passwd { nologin_shell } => PassdbDriver::Passwd {
+            rules: StateRules { nologin_shell: *nologin_shell, ..StateRules::default() },
         },
+        conf::PassdbDriver::Shadow { must_change, inactive, account_expired, nologin_shell } => {
+            PassdbDriver::Shadow {
+                rules: StateRules {
+                    must_change: *must_change,
+                    inactive: *inactive,
+                    account_expired: *account_expired,
+                    nologin_shell: *nologin_shell,
+                },
+            }
+        }
+        conf::PassdbDriver::Pam { service, session, setcred, show_messages, nologin_shell } => {
+            PassdbDriver::Pam {
+                service: Template::parse(service).with_context(context)?,
+                effects: Effects { session: *session, setcred: *setcred },
+                rules: StateRules { nologin_shell: *nologin_shell, ..StateRules::default() },
+                messages: *show_messages,
+            }
+        }
         conf::PassdbDriver::Imap { host, port } => PassdbDriver::Imap {
             host: host.clone(),
             port: u16::try_from(*port).with_context(|| format!("{}: port {port}", context()))?,
@@ -374,6 +423,11 @@ fn passdb(passdb: &conf::Passdb, files: &Files) -> anyhow::Result<Passdb> {
         rules: passdb.rules.clone(),
         driver,
     })
+}
+
+/// What the kernel calls this machine, as `saslpasswd2` asks it.
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn userdb(userdb: &conf::Userdb, files: &Files) -> anyhow::Result<Userdb> {
@@ -398,52 +452,26 @@ fn userdb(userdb: &conf::Userdb, files: &Files) -> anyhow::Result<Userdb> {
     })
 }
 
-/// A user's uid by number or name.
-fn uid(text: &str) -> anyhow::Result<u32> {
-    if let Ok(uid) = text.parse() {
-        return Ok(uid);
-    }
-    let user = nix::unistd::User::from_name(text).with_context(|| format!("user `{text}`"))?;
-    Ok(user.with_context(|| format!("there is no user `{text}`"))?.uid.as_raw())
+/// A uid or gid. Names are turned into numbers by who makes the slice: this process asks no name service.
+fn id(text: &str) -> anyhow::Result<u32> {
+    text.parse().map_err(|_| {
+        anyhow::anyhow!("`{text}` is no number, and names are looked up before the daemon starts")
+    })
 }
 
-/// A group's gid by number or name.
-fn gid(text: &str) -> anyhow::Result<u32> {
-    if let Ok(gid) = text.parse() {
-        return Ok(gid);
-    }
-    Ok(group(text)?.gid.as_raw())
-}
-
-fn group(text: &str) -> anyhow::Result<nix::unistd::Group> {
-    nix::unistd::Group::from_name(text)
-        .with_context(|| format!("group `{text}`"))?
-        .with_context(|| format!("there is no group `{text}`"))
-}
-
-/// The kernel tells a peer's primary group only, so the members of a group are admitted by uid.
+/// The kernel tells a peer's primary group only, so the members of a group are among the users already.
 fn acl(users: &[String], groups: &[String]) -> anyhow::Result<Option<Acl>> {
     if users.is_empty() && groups.is_empty() {
         return Ok(None);
     }
-    let mut acl = Acl::default();
-    for user in users {
-        acl.users.insert(uid(user)?);
-    }
-    for text in groups {
-        let gid = gid(text)?;
-        acl.groups.insert(gid);
-        let found = match text.parse::<u32>() {
-            Ok(gid) => nix::unistd::Group::from_gid(nix::unistd::Gid::from_raw(gid)).ok().flatten(),
-            Err(_) => Some(group(text)?),
-        };
-        for member in found.map(|group| group.mem).unwrap_or_default() {
-            if let Ok(uid) = uid(&member) {
-                acl.users.insert(uid);
-            }
-        }
-    }
-    Ok(Some(acl))
+    let ids = |texts: &[String]| texts.iter().map(|text| id(text)).collect::<anyhow::Result<_>>();
+    Ok(Some(Acl { users: ids(users)?, groups: ids(groups)? }))
+}
+
+/// libsodium, where it is built in.
+fn fast_argon2(question: creds::Argon2Question<'_>, out: &mut [u8]) -> bool {
+    let creds::Argon2Question { id, memory_kib, passes, salt, password } = question;
+    system_auth::argon2(system_auth::Argon2 { id, memory_kib, passes, salt, password }, out)
 }
 
 #[cfg(test)]
@@ -464,8 +492,11 @@ mod tests {
             (|s| s.auth.mechanisms = vec!["NTLM".into()], "NTLM"),
             (|s| s.auth.passdb.clear(), "no passdb of its chain"),
             (|s| s.auth.listener[0].passdb = Some(vec!["other".into()]), "auth.listener `client`"),
-            (|s| s.auth.listener[0].allow_users = vec!["no-such-user".into()], "no user `no-such-user`"),
-            (|s| s.auth.listener[0].allow_groups = vec!["no-such-group".into()], "no group `no-such-group`"),
+            (|s| s.auth.listener[0].allow_users = vec!["no-such-user".into()], "`no-such-user` is no number"),
+            (
+                |s| s.auth.listener[0].allow_groups = vec!["no-such-group".into()],
+                "`no-such-group` is no number",
+            ),
             (|s| s.mail.home = "%{nonsense}".into(), "mail.home"),
             (|s| s.auth.username_format = "%{user | rot13}".into(), "auth.username_format"),
             (|s| s.auth.passdb[0].rules.default_fields = vec![("a".into(), "%".into())], "field `a`"),

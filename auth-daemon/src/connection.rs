@@ -4,6 +4,7 @@
 //! Speed:   a request that needs to wait for nothing is answered without a task, a timer or a lock of the connection.
 //! Never:   answer after the client cancelled, let one request's outage close others that are being verified.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::future::Future;
@@ -20,6 +21,7 @@ use conf::OnOutage;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::task::{AbortHandle, JoinSet};
+use zeroize::Zeroize as _;
 
 use crate::config::Listener;
 use crate::engine::{Engine, Kept};
@@ -410,19 +412,35 @@ pub(crate) async fn sleep_until(due: Option<Instant>) {
     }
 }
 
+thread_local! {
+    /// One per thread, so that an idle connection owns no buffer.
+    static INPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
+}
+
 /// Feeds what is there. `false`: the client has said everything.
 fn read(stream: &UnixStream, session: &mut Session) -> io::Result<bool> {
-    // On the stack: an idle connection owns no buffer. Wiped, for it held passwords.
-    let mut buffer = zeroize::Zeroizing::new([0; CHUNK]);
-    match stream.try_read(&mut buffer[..]) {
-        Ok(0) => Ok(false),
-        Ok(count) => {
-            session.feed(buffer.get(..count).unwrap_or_default());
-            Ok(true)
+    INPUT.with_borrow_mut(|buffer| {
+        let mut taken = None;
+        let result = stream.try_io(Interest::READABLE, || {
+            let count = nix::unistd::read(stream, buffer)?;
+            taken = Some(count);
+            // A short read has emptied the socket: saying so spares the call that would only find that out. What
+            // comes from now on is a new event.
+            if (1..CHUNK).contains(&count) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (taken, result) {
+            (Some(0), _) => Ok(false),
+            (Some(count), _) => {
+                let bytes = buffer.get_mut(..count).unwrap_or_default();
+                session.feed(bytes);
+                // It held passwords.
+                bytes.zeroize();
+                Ok(true)
+            }
+            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            (None, _) => Ok(true),
         }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
-    }
+    })
 }
 
 /// Writes what the client takes.

@@ -15,6 +15,7 @@ use conf::AuthSlice;
 use crate::config::Compiled;
 use crate::engine::Engine;
 use crate::files::Files;
+use crate::ids::Ids;
 use crate::listener::Listeners;
 use crate::worker::Workers;
 use crate::{admin, engine};
@@ -37,15 +38,16 @@ impl Daemon {
     /// # Errors
     /// Settings that cannot work, in words for the administrator.
     pub fn new(slice: &AuthSlice) -> anyhow::Result<Daemon> {
-        Daemon::with_workers(slice, Workers::new(slice.auth.worker.clone()))
+        Daemon::with_workers(slice, Workers::new(slice.auth.worker.clone(), slice.worker_socket.as_deref()))
     }
 
     pub(crate) fn with_workers(slice: &AuthSlice, workers: Workers) -> anyhow::Result<Daemon> {
-        let files = Files::default();
+        let ids = Ids::new(slice.ids.clone(), workers.clone());
+        let files = Files::with_ids(ids.clone());
         let compiled = Compiled::new(slice, crypt, &files)?;
         let admission = Admission::new(slice.limits.auth_connections, 0);
         let secret = server_secret(&slice.state_dir);
-        let engine = Arc::new(Engine::new(compiled, files, workers, secret));
+        let engine = Arc::new(Engine::new(compiled, files, ids, workers, secret));
         look_at_shadow(slice);
         let drain = Drain::new();
         let listeners = Listeners::new(Arc::clone(&engine), admission.clone(), drain.token());
@@ -54,6 +56,8 @@ impl Daemon {
 
     /// Counts connections for `postern status`.
     fn count_in(&mut self, gauges: Arc<boot::Gauges>) {
+        let engine = Arc::clone(&self.engine);
+        gauges.report(move |samples| crate::figures::report(&engine, samples));
         let admission = self.admission.clone().with_gauges(gauges);
         self.listeners = Listeners::new(Arc::clone(&self.engine), admission, self.drain.token());
     }
@@ -71,6 +75,9 @@ impl Daemon {
     /// # Errors
     /// Settings that cannot work; the old ones stay.
     pub fn reload(&mut self, slice: &AuthSlice) -> anyhow::Result<()> {
+        if self.engine.ids.replace(&slice.ids) {
+            self.engine.files.forget();
+        }
         let compiled = Compiled::new(slice, crypt, &self.engine.files)?;
         look_at_shadow(slice);
         self.admission.set_limits(slice.limits.auth_connections, 0);
@@ -107,9 +114,10 @@ impl Daemon {
 /// Settings that cannot work, or a system that refuses something basic.
 pub fn main(start: boot::Start) -> anyhow::Result<()> {
     let slice = AuthSlice::from_json(&start.slice).context("the configuration slice cannot be read")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // One thread serves all sockets: a cheap login takes less time than waking a second one. Hashes, files and everything
+    // else that takes long have threads or processes of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .thread_name("auth")
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(run(start, &slice));
@@ -173,16 +181,25 @@ fn take(mut sockets: Sockets, slice: &AuthSlice) -> HashMap<String, Vec<UnixList
 
 /// Says at the start, not at the first login, that passwords of system users cannot be checked.
 fn look_at_shadow(slice: &AuthSlice) {
+    if slice.worker_socket.is_some() {
+        // Not this process's affair: the workers have an account of their own.
+        return;
+    }
+    if let Some(passdb) = needs_shadow(&slice.auth)
+        && let Some(why) = crate::worker::shadow_is_closed()
+    {
+        tracing::warn!(target: "auth", passdb = passdb.name, why, "passwords of system users cannot be checked; run `postern doctor`");
+    }
+}
+
+/// The first passdb that cannot work without `/etc/shadow`.
+pub fn needs_shadow(auth: &conf::Auth) -> Option<&conf::Passdb> {
     let needs = |passdb: &conf::Passdb| match &passdb.driver {
-        conf::PassdbDriver::Shadow => true,
+        conf::PassdbDriver::Shadow { .. } => true,
         conf::PassdbDriver::Pam { service, .. } => system_auth::service_uses(service, "pam_unix.so"),
         _ => false,
     };
-    if let Some(passdb) = slice.auth.passdb.iter().find(|passdb| needs(passdb))
-        && let Some(why) = crate::worker::shadow_is_closed()
-    {
-        tracing::warn!(target: "auth", passdb = passdb.name, why, "passwords of system users cannot be checked");
-    }
+    auth.passdb.iter().find(|passdb| needs(passdb))
 }
 
 /// crypt(3), which is safe in any thread.

@@ -15,13 +15,15 @@ use creds::{Scratch, Verdict};
 use crate::cache::{self, Cache, Keyer};
 use crate::chain::{CheckError, StoredText};
 use crate::config::{Compiled, Listener};
+use crate::figures::Figures;
 use crate::files::Files;
-use crate::hashpool::{HashPool, Whom};
+use crate::hashpool::{HashPool, HashStats, Whom};
+use crate::ids::Ids;
 use crate::open::Exchanges;
 use crate::outcome::{Decision, Outcome};
 use crate::penalty::{Peer, Penalties};
 use crate::request::Request;
-use crate::worker::{self, Workers};
+use crate::worker::{self, Checked, Workers};
 
 /// What a hash thread answers.
 pub(crate) type Hashed = Result<HashAnswer, creds::Error>;
@@ -55,10 +57,14 @@ pub(crate) struct Engine {
     pub(crate) workers: Workers,
     /// Those that wait for their clients.
     pub(crate) exchanges: Exchanges,
+    /// What is counted for all connections.
+    pub(crate) figures: Figures,
     pool: HashPool<Hashed>,
     logins: Mutex<Registry<Kept>>,
     /// PAM services without a file, as far as the log knows of them.
     strange: Mutex<BTreeSet<String>>,
+    /// Names of system users and groups.
+    pub(crate) ids: Ids,
     /// Survives restarts: salts of unknown users and tokens depend on it.
     pub(crate) secret: [u8; 32],
     /// Seconds since the epoch.
@@ -68,7 +74,13 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// An engine with its first configuration.
-    pub(crate) fn new(config: Compiled, files: Files, workers: Workers, secret: [u8; 32]) -> Engine {
+    pub(crate) fn new(
+        config: Compiled,
+        files: Files,
+        ids: Ids,
+        workers: Workers,
+        secret: [u8; 32],
+    ) -> Engine {
         Engine {
             cache: Cache::new(config.cache),
             pool: HashPool::new(config.hashes),
@@ -78,8 +90,10 @@ impl Engine {
             penalties: Penalties::default(),
             workers,
             exchanges: Exchanges::default(),
+            figures: Figures::default(),
             logins: Mutex::default(),
             strange: Mutex::default(),
+            ids,
             secret,
             started: unix_now(),
             cuid: AtomicU32::new(0),
@@ -109,6 +123,11 @@ impl Engine {
     pub(crate) fn logins(&self) -> MutexGuard<'_, Registry<Kept>> {
         // The registry's own operations leave it whole.
         self.logins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Numbers of the hash threads.
+    pub(crate) fn hash_stats(&self) -> HashStats {
+        self.pool.stats()
     }
 
     /// Regular small work.
@@ -213,19 +232,21 @@ impl Engine {
         passdb: &str,
         question: worker::Question,
         given: &[u8],
-    ) -> worker::Answer {
+    ) -> Checked {
         use worker::{Answer, Question};
         let user = crate::chain::local_name(request);
         let rhost = request.params.rip.map(|ip| ip.to_string()).unwrap_or_default();
         let (kind, service) = match &question {
             Question::Pam { service, .. } => ("pam", service.as_str()),
             Question::Imap { host, .. } => ("imap", host.as_str()),
-            Question::Shadow => ("shadow", ""),
-            Question::Passwd => ("passwd", ""),
+            Question::Shadow(_) => ("shadow", ""),
+            Question::Passwd(_) => ("passwd", ""),
         };
-        let inputs: [&[u8]; 7] = [
+        let rules = [question.rules().bits()];
+        let inputs: [&[u8]; 8] = [
             passdb.as_bytes(),
             kind.as_bytes(),
+            &rules,
             service.as_bytes(),
             request.service.as_bytes(),
             user.as_bytes(),
@@ -234,24 +255,24 @@ impl Engine {
         ];
         let key = self.keyer.key("worker", &inputs);
         let from_cache = |verdict: cache::Verdict| match verdict {
-            cache::Verdict::Right(name) => Answer::Ok(name.map(String::from)),
-            cache::Verdict::Wrong => Answer::Mismatch,
+            cache::Verdict::Right(name) => Checked::from(Answer::Ok(name.map(String::from))),
+            cache::Verdict::Wrong => Checked::from(Answer::Mismatch),
         };
         if let Some(verdict) = self.cache.find(&key, request.arrived) {
             return from_cache(verdict);
         }
         // A session or credentials are effects: those questions are asked every time.
-        let effects = matches!(question, Question::Pam { session, setcred, .. } if session || setcred);
+        let effects = matches!(&question, Question::Pam { effects, .. } if effects.any());
         let facts = worker::Facts { rhost, service: request.service.clone() };
         if let Question::Pam { service, .. } = &question {
             self.look_at_service(service);
         }
         let terms = worker::Terms { until: patience(request), suspect: self.is_suspect(request) };
-        let answer = self.workers.verify(&question, &user, given, &facts, terms).await;
-        let remembered = match &answer {
+        let checked = self.workers.verify(&question, &user, given, &facts, terms).await;
+        let remembered = match &checked.answer {
             Answer::Ok(name) => Some(cache::Verdict::Right(name.as_deref().map(Box::from))),
             Answer::Mismatch | Answer::Refused(_) | Answer::Unknown => Some(cache::Verdict::Wrong),
-            Answer::Locked | Answer::Disabled(_) | Answer::Expired => None,
+            Answer::Locked | Answer::Disabled(_) | Answer::Expired(_) => None,
             Answer::Unavailable(why) => {
                 // Better yesterday's answer than none; only for the very same password.
                 if let Some(verdict) = self.cache.find_stale(&key, request.arrived) {
@@ -264,7 +285,7 @@ impl Engine {
         if let Some(remembered) = remembered.filter(|_| !effects && compiled.cache.size > 0) {
             self.cache.store(key, &request.user, remembered, Instant::now());
         }
-        answer
+        checked
     }
 
     /// Looks up a system account for a request.
@@ -276,23 +297,25 @@ impl Engine {
     fn look_at_service(&self, service: &str) {
         /// Clients of a mux may name many.
         const MOST: usize = 64;
-        if system_auth::service_exists(service) {
+        // A sandbox that hides the folder proves nothing.
+        if system_auth::service_exists(service) || std::fs::read_dir("/etc/pam.d").is_err() {
             return;
         }
         let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
         if strange.len() < MOST && strange.insert(service.to_owned()) {
-            tracing::warn!(target: "auth", service, "there is no PAM file of this name in /etc/pam.d; PAM uses `other`");
+            tracing::warn!(target: "auth", service, "there is no PAM file of this name in /etc/pam.d; PAM uses `other`; run `postern doctor`");
         }
     }
 
-    /// Counts the end of a login, and sets the time before which a refusal is not answered.
+    /// Counts the end of a login, and sets the time before which a refusal is not answered. `given`: the password, where
+    /// the mechanism tells it.
     pub(crate) fn settle(
         &self,
         compiled: &Compiled,
         listener: &Listener,
         request: &Request,
         outcome: &mut Outcome,
-        given: &[u8],
+        given: Option<&[u8]>,
     ) {
         let params = &request.params;
         let counts = compiled.penalty.enabled && !params.no_penalty;
@@ -302,8 +325,14 @@ impl Engine {
             Decision::Refused(_) => {
                 let base = compiled.failure_delay;
                 let delay = if counts {
-                    let mark = self.keyer.key("mark", &[request.user.as_bytes(), given]);
-                    let mark = mark.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+                    let mark = match given {
+                        Some(given) => {
+                            let key = self.keyer.key("mark", &[request.user.as_bytes(), given]);
+                            key.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+                        }
+                        // Proofs of one password differ each time, so nobody can tell a repetition from a guess.
+                        None => u32::from_le_bytes(random()),
+                    };
                     let max = compiled.penalty.max_delay.max(base);
                     self.penalties.failed(&self.peer(request), &request.user, mark, base, max, Instant::now())
                 } else {
@@ -356,6 +385,12 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("getrandom(2) works on every supported kernel");
     bytes
+}
+
+/// Our process id, asked for once: libc has no copy of it.
+pub(crate) fn pid() -> u32 {
+    static PID: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *PID.get_or_init(std::process::id)
 }
 
 /// Seconds since the epoch.

@@ -6,7 +6,7 @@
 //! Never:   let a password outlive the check it is for.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use auth_wire::{Secret, Secured};
 use creds::KeyKind;
@@ -31,6 +31,8 @@ pub(crate) struct Login {
     looked_up: Option<LookedUp>,
     /// Success that waits for the client to acknowledge final data.
     acknowledged: Option<Outcome>,
+    /// Time worked on it, without waiting for the client.
+    spent: Duration,
     /// Set by ANONYMOUS.
     pub(crate) anonymous: bool,
 }
@@ -82,6 +84,7 @@ impl Login {
             cuid,
             looked_up: None,
             acknowledged: None,
+            spent: Duration::ZERO,
             anonymous: false,
         }
     }
@@ -103,8 +106,9 @@ impl Login {
                 "no answer within the listener's reply_deadline",
             )),
         };
+        self.spent += began.elapsed();
         if let Answer::Finished(outcome) = &answer {
-            outcome::audit(&self.request, outcome, &self.listener.name, began.elapsed());
+            outcome::audit(&engine, &self.request, outcome, &self.listener.name, self.spent);
         }
         (self, answer)
     }
@@ -202,7 +206,11 @@ impl Login {
             secret: &engine.secret,
             bindings,
             now: unix_now(),
-            apop: Some(sasl::ApopSeed { spid: std::process::id(), cuid: self.cuid, started: engine.started }),
+            apop: Some(sasl::ApopSeed {
+                spid: crate::engine::pid(),
+                cuid: self.cuid,
+                started: engine.started,
+            }),
             random: &mut random,
         })
     }
@@ -296,7 +304,7 @@ impl Login {
             None => Outcome::failed(&self.request, Decision::Outage, "success without a look-up"),
         };
         finish_ok(&self.listener, &mut self.request, &mut outcome);
-        engine.settle(&compiled, &self.listener, &self.request, &mut outcome, b"");
+        engine.settle(&compiled, &self.listener, &self.request, &mut outcome, None);
         match success.final_data {
             Some(data) if outcome.decision == Decision::Ok => {
                 if self.request.params.final_resp_ok {
@@ -325,7 +333,7 @@ impl Login {
 
     fn finish(&self, engine: &Engine, decision: Decision, why: String) -> Answer {
         let mut outcome = Outcome::failed(&self.request, decision, why);
-        engine.settle(&self.compiled, &self.listener, &self.request, &mut outcome, b"");
+        engine.settle(&self.compiled, &self.listener, &self.request, &mut outcome, None);
         Answer::Finished(outcome)
     }
 }
@@ -349,7 +357,7 @@ pub(crate) async fn check_password(
         // A login process that proxies logs in there with the same password. Only login sockets show this field.
         request.fields.set_default("pass", Some(text));
     }
-    engine.settle(compiled, listener, request, &mut outcome, password);
+    engine.settle(compiled, listener, request, &mut outcome, Some(password));
     outcome
 }
 
@@ -448,10 +456,15 @@ fn judge(request: &Request, said: &Said) -> Outcome {
         Said::Ok => return Outcome::ok(request),
         Said::Mismatch(_) | Said::Unknown(_) | Said::NoScheme(_) => Decision::Refused(Refusal::Credentials),
         Said::Disabled(_) => Decision::Refused(Refusal::Disabled),
-        Said::Expired => Decision::Refused(Refusal::PasswordExpired),
+        Said::Expired(_) => Decision::Refused(Refusal::PasswordExpired),
         Said::Internal(_) | Said::Next => Decision::Outage,
     };
-    Outcome::failed(request, decision, describe(said))
+    let mut outcome = Outcome::failed(request, decision, describe(said));
+    if matches!(decision, Decision::Refused(_)) {
+        // Only drivers whose settings ask for it leave one.
+        outcome.reason.clone_from(&request.message);
+    }
+    outcome
 }
 
 fn describe(said: &Said) -> String {
@@ -459,7 +472,7 @@ fn describe(said: &Said) -> String {
         Said::Ok => String::new(),
         Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) | Said::Disabled(why) => why.clone(),
         Said::Internal(why) => why.clone(),
-        Said::Expired => "password expired".to_owned(),
+        Said::Expired(why) => format!("password expired ({why})"),
         Said::Next => "no passdb decided".to_owned(),
     }
 }
@@ -480,6 +493,9 @@ fn finish_ok(listener: &Listener, request: &mut Request, outcome: &mut Outcome) 
 
 /// `delay_until`: a success waits, as long as the client does. What cannot be kept is an outage, never an early success.
 fn hold_back(listener: &Listener, request: &mut Request, outcome: &mut Outcome) {
+    if !request.fields.has("delay_until") {
+        return;
+    }
     let random = u64::from_le_bytes(crate::engine::random());
     let delay = crate::guards::delay(request, SystemTime::now(), random).and_then(|delay| {
         let due = Instant::now() + delay;

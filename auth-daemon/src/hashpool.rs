@@ -10,9 +10,11 @@
 mod turns;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use boot::figures::Durations;
 use creds::{Cost, Scratch};
 use tokio::sync::oneshot;
 
@@ -43,6 +45,23 @@ pub(crate) struct Limits {
 #[error("too many password hashes are waiting")]
 pub(crate) struct Busy;
 
+/// Numbers of the pool.
+#[derive(Debug)]
+pub(crate) struct HashStats {
+    /// Threads that run.
+    pub(crate) threads: u64,
+    /// Hashes being computed.
+    pub(crate) running: u64,
+    /// Hashes that wait.
+    pub(crate) waiting: u64,
+    /// Bytes that those being computed take.
+    pub(crate) memory: u64,
+    /// Hashes that found the queue full.
+    pub(crate) refused: u64,
+    /// How long hashes took.
+    pub(crate) durations: Arc<Durations>,
+}
+
 type Work<R> = Box<dyn FnOnce(&mut Scratch) -> R + Send>;
 
 struct Job<R> {
@@ -55,6 +74,7 @@ struct Job<R> {
 
 struct State<R> {
     limits: Limits,
+    running: usize,
     /// In the order they came.
     queue: Vec<Job<R>>,
     suspects: Vec<Job<R>>,
@@ -74,6 +94,10 @@ pub(crate) struct HashPool<R: Clone + Send + 'static>(Arc<Shared<R>>);
 struct Shared<R> {
     state: Mutex<State<R>>,
     wake: Condvar,
+    /// How long hashes took.
+    durations: Arc<Durations>,
+    /// Hashes that found the queue full.
+    refused: AtomicU64,
 }
 
 impl<R: Clone + Send + 'static> HashPool<R> {
@@ -81,6 +105,7 @@ impl<R: Clone + Send + 'static> HashPool<R> {
     pub(crate) fn new(limits: Limits) -> HashPool<R> {
         let state = State {
             limits,
+            running: 0,
             queue: Vec::new(),
             suspects: Vec::new(),
             turns: Turns::default(),
@@ -91,7 +116,8 @@ impl<R: Clone + Send + 'static> HashPool<R> {
             turn: 0,
             closed: false,
         };
-        HashPool(Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new() }))
+        let (durations, refused) = Default::default();
+        HashPool(Arc::new(Shared { state: Mutex::new(state), wake: Condvar::new(), durations, refused }))
     }
 
     /// New limits after a reload; threads too many end when they have nothing to do.
@@ -122,6 +148,7 @@ impl<R: Clone + Send + 'static> HashPool<R> {
             || (suspect && state.suspects.len() >= limit.div_ceil(4))
             || (!suspect && neighbours >= limit.div_ceil(2))
         {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Busy);
         }
         state.flights.insert(key, vec![answer]);
@@ -149,6 +176,19 @@ impl<R: Clone + Send + 'static> HashPool<R> {
         drop(state);
         self.0.wake.notify_one();
         Ok(receiver)
+    }
+
+    /// The numbers.
+    pub(crate) fn stats(&self) -> HashStats {
+        let state = self.0.lock();
+        HashStats {
+            threads: state.threads as u64,
+            running: state.running as u64,
+            waiting: (state.queue.len() + state.suspects.len()) as u64,
+            memory: state.memory,
+            refused: self.0.refused.load(Ordering::Relaxed),
+            durations: Arc::clone(&self.0.durations),
+        }
     }
 
     /// How many hashes wait.
@@ -189,11 +229,15 @@ impl<R: Clone + Send + 'static> Shared<R> {
                 continue;
             };
             state.memory += job.cost.memory;
+            state.running += 1;
             drop(state);
             let (key, memory) = (job.key, job.cost.memory);
             // A panic must not take the thread, and with it a share of all cores, away.
+            let began = Instant::now();
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.work)(&mut scratch)));
+            self.durations.observe(began.elapsed());
             state = self.lock();
+            state.running -= 1;
             state.memory = state.memory.saturating_sub(memory);
             let waiting = state.flights.remove(&key).unwrap_or_default();
             if let Ok(result) = result {

@@ -21,10 +21,12 @@ mod engine;
 mod exchange;
 mod explain;
 mod fields;
+mod figures;
 mod files;
 mod forward;
 mod guards;
 mod hashpool;
+mod ids;
 mod listener;
 mod master;
 mod mux;
@@ -32,16 +34,17 @@ mod nets;
 mod open;
 mod outcome;
 mod penalty;
+mod refusal;
 mod request;
 mod template;
 mod userdb;
 mod username;
 mod worker;
 
-pub use daemon::{Daemon, main};
+pub use daemon::{Daemon, main, needs_shadow};
 pub use forward::{End, ForwardSlice, LISTENER as FORWARD_LISTENER, forward_main};
 pub use template::{Error as TemplateError, Template};
-pub use worker::worker_main;
+pub use worker::{WorkersSlice, worker_main, workers_main};
 
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::Listener;
 use crate::engine::Engine;
+use crate::refusal::{self, Refusals};
 use crate::request::PeerCredentials;
 use crate::{connection, master, mux};
 
@@ -62,6 +63,7 @@ async fn accept(
     name: String,
     listener: UnixListener,
 ) {
+    let refusals = Refusals::default();
     loop {
         let stream = boot::accept_unix(&listener).await;
         let compiled = engine.config();
@@ -70,12 +72,8 @@ async fn accept(
         let Ok(credentials) = stream.peer_cred() else { continue };
         let peer = PeerCredentials { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
         if !rules.admits(peer.uid, peer.gid) {
-            tracing::warn!(
-                listener = name,
-                uid = peer.uid,
-                gid = peer.gid,
-                "connection refused by allow_users"
-            );
+            refusals.tell(&name, &peer);
+            refusal::hang_up(&stream);
             continue;
         }
         let permit = match admit(&admission, &rules, &peer) {
@@ -100,8 +98,10 @@ async fn accept(
 /// Root and the daemon's own account may take any place, other accounts not all of them. The fronts' own sockets are
 /// beside the limits: connections of strangers elsewhere must not stop mail.
 fn admit(admission: &Admission, rules: &Listener, peer: &PeerCredentials) -> Result<Permit, Refused> {
-    let ours = peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw();
-    match (ours, rules.mode & 0o077 == 0) {
+    // Who is let in on the fronts' sockets is a front, also under an account of its own.
+    let fronts = conf::is_fronts_socket(&rules.name) && (rules.mode & 0o007 == 0 || !rules.is_for_all());
+    let ours = fronts || peer.uid == 0 || peer.uid == nix::unistd::geteuid().as_raw();
+    match (ours, fronts || rules.mode & 0o077 == 0) {
         (true, true) => Ok(admission.admit_own()),
         (true, false) => admission.admit(None),
         (false, _) => admission.admit_account(peer.uid),
@@ -115,13 +115,14 @@ async fn serve(
     peer: PeerCredentials,
     token: DrainToken,
 ) -> std::io::Result<()> {
+    // Boxed: a connection takes the memory of its own kind, not of the largest, and is moved once.
     match rules.kind {
         AuthListenerKind::Client | AuthListenerKind::Login => {
-            connection::serve(engine, rules, stream, peer, token).await
+            Box::pin(connection::serve(engine, rules, stream, peer, token)).await
         }
         AuthListenerKind::Userdb | AuthListenerKind::Master | AuthListenerKind::Session => {
-            master::serve(engine, rules, stream, peer, token).await
+            Box::pin(master::serve(engine, rules, stream, peer, token)).await
         }
-        AuthListenerKind::Saslauthd => token.track(mux::serve(engine, rules, stream, peer)).await,
+        AuthListenerKind::Saslauthd => Box::pin(token.track(mux::serve(engine, rules, stream, peer))).await,
     }
 }

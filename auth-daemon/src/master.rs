@@ -312,14 +312,10 @@ impl Asker {
 
 /// The names in a passwd-file. A family of files cannot be listed.
 async fn read_names(compiled: Arc<Compiled>, at: usize) -> Result<Option<Vec<String>>, String> {
-    let read =
-        tokio::task::spawn_blocking(move || match compiled.userdbs.get(at).map(|userdb| &userdb.driver) {
-            Some(UserdbDriver::PasswdFile { source, .. }) => {
-                source.list(Instant::now()).map_err(|error| error.to_string())
-            }
-            _ => Ok(None),
-        });
-    read.await.map_err(|error| error.to_string())?
+    match compiled.userdbs.get(at).map(|userdb| &userdb.driver) {
+        Some(UserdbDriver::PasswdFile { source, .. }) => source.list(Instant::now()).await,
+        _ => Ok(None),
+    }
 }
 
 fn userdb_fields(request: &Request) -> Vec<Field> {

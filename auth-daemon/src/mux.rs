@@ -5,11 +5,13 @@
 //! Timeout: a request must be there within a few seconds, or idle clients would hold all places.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use auth_wire::Params;
 use auth_wire::mux::{Parser, Request as MuxRequest, encode_no, encode_ok};
+use nix::sys::socket::{MsgFlags, send};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -17,7 +19,7 @@ use crate::config::Listener;
 use crate::connection::sleep_until;
 use crate::engine::Engine;
 use crate::exchange::check_password;
-use crate::outcome::{self, Decision, Outcome};
+use crate::outcome::{self, Decision, Outcome, Refusal};
 use crate::request::{PeerCredentials, Request};
 
 /// Time for the whole request to arrive.
@@ -45,8 +47,10 @@ pub(crate) async fn serve(
             None => return Ok(()),
         },
     };
-    stream.write_all(&answer).await?;
-    stream.shutdown().await
+    // For the same reason straight into the socket, which has room for so little.
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let sent = send(stream.as_raw_fd(), &answer, flags).unwrap_or(0);
+    stream.write_all(answer.get(sent..).unwrap_or_default()).await
 }
 
 enum Wanted {
@@ -61,8 +65,13 @@ enum Wanted {
 async fn read(stream: &mut UnixStream) -> io::Result<Wanted> {
     let mut parser = Parser::new();
     let mut buffer = zeroize::Zeroizing::new(vec![0; 4096]);
+    // The request is mostly there as soon as the connection is: to look costs less than to wait for being told.
+    let mut there = nix::unistd::read(&*stream, &mut buffer[..]).ok();
     loop {
-        let count = stream.read(&mut buffer[..]).await?;
+        let count = match there.take() {
+            Some(count) => count,
+            None => stream.read(&mut buffer[..]).await?,
+        };
         if count == 0 {
             return Ok(Wanted::Nothing);
         }
@@ -91,16 +100,13 @@ async fn check(
     wanted: MuxRequest,
 ) -> Option<Vec<u8>> {
     let began = Instant::now();
-    if let Some(text) = wanted.refusal() {
-        return Some(encode_no(text));
-    }
     let compiled = engine.config();
     let current = compiled.listeners.get(&listener.name).cloned();
     let listener = current.as_deref().unwrap_or(listener);
     let login = if listener.join_realm { wanted.joined_login() } else { wanted.login.clone() };
-    let (Ok(login), Ok(service)) = (String::from_utf8(login), std::str::from_utf8(&wanted.service)) else {
-        return Some(encode_no(REFUSED));
-    };
+    let malformed = wanted.refusal().or_else(|| std::str::from_utf8(&login).err().map(|_| REFUSED));
+    let login = String::from_utf8_lossy(&login).into_owned();
+    let service = std::str::from_utf8(&wanted.service).unwrap_or_default();
     let mut params = Params::default();
     params.rip = wanted.address.as_deref().and_then(address);
     let mut request = Request::new(params, service_name(listener, service), peer, began);
@@ -108,6 +114,12 @@ async fn check(
     request.mechanism = Some(sasl::Name::Plain);
     let deadline = began + listener.deadline;
     request.until = Some(deadline);
+    if let Some(text) = malformed {
+        request.original = login;
+        let outcome = Outcome::failed(&request, Decision::Refused(Refusal::Credentials), "malformed request");
+        outcome::audit(engine, &request, &outcome, &listener.name, began.elapsed());
+        return Some(encode_no(text));
+    }
     let checked = tokio::time::timeout_at(
         deadline.into(),
         check_password(engine, &compiled, listener, &mut request, &login, None, &wanted.password),
@@ -116,7 +128,7 @@ async fn check(
     let outcome = checked.unwrap_or_else(|_| {
         Outcome::failed(&request, Decision::Outage, "no answer within the listener's reply_deadline")
     });
-    outcome::audit(&request, &outcome, &listener.name, began.elapsed());
+    outcome::audit(engine, &request, &outcome, &listener.name, began.elapsed());
     if outcome.not_before.is_some() {
         sleep_until(outcome.not_before).await;
     }

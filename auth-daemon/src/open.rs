@@ -36,6 +36,11 @@ impl Exchanges {
         Some(Place { exchanges: self.clone(), uid })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.lock().values().map(|count| u64::from(*count)).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
         // Plain numbers: valid whatever the thread that panicked was doing.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,10 +3,12 @@
 //! Rules: unknown user, wrong password and locked password are one text. Only after a right password may a client
 //!        learn that the password expired or the account is disabled. An outage is never a refusal.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use auth_wire::{FailCode, Field};
 
+use crate::engine::Engine;
 use crate::request::Request;
 
 /// The decision.
@@ -18,6 +20,20 @@ pub(crate) enum Decision {
     Refused(Refusal),
     /// Nobody can say right now.
     Outage,
+}
+
+impl Decision {
+    /// Its name in the log and in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Decision::Ok => "ok",
+            Decision::Refused(Refusal::Credentials) => "refused",
+            Decision::Refused(Refusal::Authorization) => "not-authorized",
+            Decision::Refused(Refusal::Disabled) => "disabled",
+            Decision::Refused(Refusal::PasswordExpired) => "expired",
+            Decision::Outage => "outage",
+        }
+    }
 }
 
 /// How a login was refused.
@@ -160,37 +176,41 @@ pub(crate) fn client_fields(request: &Request, anonymous: bool, login: bool) -> 
     out
 }
 
-/// Writes the one line each login gets in the log.
-pub(crate) fn audit(request: &Request, outcome: &Outcome, listener: &str, took: Duration) {
-    let result = match outcome.decision {
-        Decision::Ok => "ok",
-        Decision::Refused(Refusal::Credentials) => "refused",
-        Decision::Refused(Refusal::Authorization) => "not-authorized",
-        Decision::Refused(Refusal::Disabled) => "disabled",
-        Decision::Refused(Refusal::PasswordExpired) => "expired",
-        Decision::Outage => "outage",
-    };
+/// Writes the one line each login gets in the log, and counts it.
+///
+/// Fields and their order are a promise (`docs/logging.md`): what a filter may act on, result and address, comes
+/// before everything that a client chooses.
+pub(crate) fn audit(engine: &Engine, request: &Request, outcome: &Outcome, listener: &str, took: Duration) {
+    engine.figures.login(request, outcome, took);
+    // `auth::ok=warn` in the log level: successes are counted, not written.
+    if outcome.decision == Decision::Ok && !tracing::enabled!(target: "auth::ok", tracing::Level::INFO) {
+        return;
+    }
     let params = &request.params;
-    let text = |text: Option<&str>| text.map_or_else(|| "-".to_owned(), printable);
-    let ip = |ip: Option<std::net::IpAddr>| ip.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
+    let ip =
+        |ip: Option<std::net::IpAddr>| ip.map_or_else(|| "-".to_owned(), |ip| ip.to_canonical().to_string());
     let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let until = |due: Instant| due.saturating_duration_since(Instant::now()).as_millis();
+    let delay_ms = outcome.not_before.map_or(0, |due| u64::try_from(until(due)).unwrap_or(u64::MAX));
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
                 target: "auth",
-                result,
-                user = %text(outcome.user.as_deref()),
-                typed = %text(Some(&request.original).map(String::as_str)),
-                master = %text(request.master.as_deref()),
-                service = %printable(&request.service),
+                result = outcome.decision.as_str(),
+                rip = ip(params.rip),
                 mech = request.mechanism_name(),
-                rip = %ip(params.rip),
-                proxied = params.is_proxied(),
+                service = &*printable(&request.service),
+                session = &*printable(params.session.as_deref().unwrap_or_default()),
+                user = &*printable(outcome.user.as_deref().unwrap_or_default()),
+                typed = &*printable(&request.original),
+                master = &*printable(request.master.as_deref().unwrap_or_default()),
+                driver = &*printable(&request.driver),
+                reason = &*printable(&outcome.why),
+                listener,
                 secured = params.secured.is_some(),
-                session = %text(params.session.as_deref()),
-                listener = %listener,
-                driver = %text(Some(&request.driver).map(String::as_str)),
-                reason = %text(Some(&outcome.why).map(String::as_str)),
+                proxied = params.is_proxied(),
+                peer_uid = request.peer.uid,
+                delay_ms,
                 micros,
                 "login"
             )
@@ -200,15 +220,15 @@ pub(crate) fn audit(request: &Request, outcome: &Outcome, listener: &str, took: 
 }
 
 /// Text from outside for the log: no control characters, not too long, `-` for nothing.
-pub(crate) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if text.is_empty() {
-        return "-".to_owned();
+        return Cow::Borrowed("-");
     }
     let clean = |c: char| if c.is_control() { '?' } else { c };
     if text.len() <= 256 && !text.chars().any(char::is_control) {
-        return text.to_owned();
+        return Cow::Borrowed(text);
     }
-    text.chars().take(256).map(clean).collect()
+    Cow::Owned(text.chars().take(256).map(clean).collect())
 }
 
 #[cfg(test)]

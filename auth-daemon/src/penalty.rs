@@ -139,6 +139,17 @@ impl Penalties {
             && counts.get(&Key(peer.clone(), None)).is_some_and(|count| count.now(now) >= SUSPECT)
     }
 
+    /// How many counts there are by address, and by account at an address: as many as [`Penalties::list`] shows.
+    pub(crate) fn sizes(&self, now: Instant) -> (u64, u64) {
+        let counts = self.lock();
+        counts.iter().filter(|(_, count)| count.now(now) >= FORGET).fold(
+            (0, 0),
+            |(peers, accounts), (Key(_, account), _)| {
+                if account.is_none() { (peers + 1, accounts) } else { (peers, accounts + 1) }
+            },
+        )
+    }
+
     /// Everything that is counted now.
     pub(crate) fn list(&self, now: Instant) -> Vec<Listed> {
         let counts = self.lock();

@@ -59,6 +59,8 @@ pub(crate) struct Request {
     pub(crate) driver: String,
     /// An entry asks for no delay.
     pub(crate) nodelay: bool,
+    /// A text for the remote user that the settings let a driver tell him, instead of the usual one.
+    pub(crate) message: Option<String>,
     /// What happened, entry by entry, for `auth explain`.
     pub(crate) trace: Option<Vec<String>>,
 }
@@ -84,6 +86,7 @@ impl Request {
             home: None,
             driver: String::new(),
             nodelay: false,
+            message: None,
             trace: None,
         }
     }

@@ -11,6 +11,7 @@ use conf::{ResultAction, UserdbSkip};
 use crate::chain::{self, Ask, Said};
 use crate::config::{Compiled, Listener, Userdb, UserdbDriver};
 use crate::engine::Engine;
+use crate::ids::Id;
 use crate::request::Request;
 use crate::template::Template;
 use crate::username;
@@ -82,7 +83,7 @@ pub(crate) async fn walk(
         return Found::Unavailable("no user database is configured for this user".to_owned());
     }
     match (found, internal) {
-        (true, _) => finish(compiled, request),
+        (true, _) => finish(engine, compiled, request).await,
         (false, Some(_)) => Found::Unavailable("Temporary failure".to_owned()),
         (false, None) => Found::No,
     }
@@ -163,7 +164,7 @@ async fn exists(engine: &Engine, compiled: &Compiled, listener: &Listener, reque
     probe.mechanism = None;
     let walk = chain::walk(engine, compiled, &listener.chain, &mut probe, Ask::Existence, false).await;
     match walk.said {
-        Said::Ok | Said::Expired => Found::Yes,
+        Said::Ok | Said::Expired(_) => Found::Yes,
         Said::Internal(why) => Found::Unavailable(why),
         _ if walk.no_lookups => {
             Found::Unavailable("the passdbs cannot look users up; set allow_all_users".to_owned())
@@ -205,13 +206,26 @@ fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<Strin
 }
 
 /// Renames, resolves ids, and adds home and mail.
-fn finish(compiled: &Compiled, request: &mut Request) -> Found {
+async fn finish(engine: &Engine, compiled: &Compiled, request: &mut Request) -> Found {
     std::mem::swap(&mut request.fields, &mut request.userdb);
     chain::rename(request);
     std::mem::swap(&mut request.fields, &mut request.userdb);
-    for name in ["uid", "gid"] {
-        if request.userdb.value(name).is_some_and(|value| value.parse::<u32>().is_err()) {
-            return Found::Unavailable(format!("{name} is not a number"));
+    for kind in [Id::Uid, Id::Gid] {
+        let Some(value) = request.userdb.value(kind.field()) else { continue };
+        if value.parse::<u32>().is_ok() {
+            continue;
+        }
+        match engine.ids.find(kind, value).await {
+            Ok(Some(id)) => request.userdb.set(kind.field(), Some(&id.to_string())),
+            Ok(None) => {
+                let why = format!("{} `{value}` is not known to the system", kind.field());
+                tracing::warn!(target: "auth", user = request.user, why, "userdb cannot answer");
+                return Found::Unavailable("Temporary failure".to_owned());
+            }
+            Err(why) => {
+                tracing::warn!(target: "auth", user = request.user, why, "userdb cannot answer");
+                return Found::Unavailable("Temporary failure".to_owned());
+            }
         }
     }
     let home = match request.userdb.value("home").filter(|home| !home.is_empty()) {

@@ -1,15 +1,19 @@
 //! Worker processes for look-ups that block: PAM, shadow, passwd.
 //!
 //! Purpose: modules and NSS may hang, leak, crash or change the process; here they do it to a process of their own.
-//! Shape:   a pool of children of the same executable, each at the end of a socket pair, one question at a time;
-//!          a clock beside each question kills the worker when it is over; after so many questions it is replaced.
+//! Shape:   a pool of children of the same executable, each at the end of a stream, one question at a time; a clock
+//!          beside each question kills the worker when it is over; after so many questions it is replaced.
+//! Parent:  the daemon itself, or a manager process of another account ([`workers_main`]): there every connection is
+//!          one worker, and hanging up is how the daemon has it killed.
 //! Records: `u32` length (little endian), `u8` version, `u8` kind, then counted strings and numbers.
 //! Never:   wait for a worker without a limit, use a worker again after an answer was missed, pass a password in an
 //!          argument or the environment.
 
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
 use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -19,68 +23,20 @@ use tokio::net::UnixStream;
 mod backend;
 mod imap;
 mod lane;
+mod manager;
 mod process;
+mod question;
 mod record;
 
 pub(crate) use backend::shadow_is_closed;
 pub use backend::worker_main;
 use lane::{Lanes, Place};
+pub use manager::{WorkersSlice, workers_main};
+pub(crate) use question::{Account, Answer, Checked, Effects, Facts, Question, StateRules};
 use record::{Reply, Wanted};
 
 /// A worker with nothing to do ends after this time.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// What a driver in a worker is asked to check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Question {
-    /// PAM with this service file.
-    Pam { service: String, session: bool, setcred: bool },
-    /// A login at this IMAP server.
-    Imap { host: String, port: u16 },
-    /// The shadow entry.
-    Shadow,
-    /// The hash in the passwd entry.
-    Passwd,
-}
-
-/// Facts about the remote user that modules may look at.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// Remote address.
-    pub(crate) rhost: String,
-    /// Mail service, what PAM modules see as terminal.
-    pub(crate) service: String,
-}
-
-/// A worker's verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// The password is right; the name as the system spells it.
-    Ok(Option<String>),
-    /// It is not.
-    Mismatch,
-    /// The same, with a reason for the log.
-    Refused(String),
-    /// There is no such user.
-    Unknown,
-    /// The password is locked: none would be right.
-    Locked,
-    /// The password is right, the account has expired or may not log in; why, for the log.
-    Disabled(String),
-    /// The password is right and has expired.
-    Expired,
-    /// Nobody can say.
-    Unavailable(String),
-}
-
-/// A system account.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) name: String,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) home: String,
-}
 
 /// Makes the other end of a worker.
 pub(crate) type Spawner = Arc<dyn Fn() -> io::Result<(StdStream, Option<Child>)> + Send + Sync>;
@@ -94,41 +50,51 @@ pub(crate) struct Terms {
     pub(crate) suspect: bool,
 }
 
-impl Question {
-    /// In words; also the lane of the pool it is asked in.
-    fn describe(&self) -> String {
-        match self {
-            Question::Pam { service, .. } => format!("PAM service `{service}`"),
-            Question::Imap { host, port } => format!("IMAP server {host} port {port}"),
-            Question::Shadow => "shadow".to_owned(),
-            Question::Passwd => "passwd".to_owned(),
-        }
-    }
-}
-
 /// Words and lane of account look-ups.
 const ACCOUNTS: &str = "account look-up";
 
-/// The pool. Workers start when they are needed.
+/// The pool. Workers start when they are needed. Copies are the same pool.
+#[derive(Clone)]
 pub(crate) struct Workers {
     shared: Arc<Shared>,
+}
+
+/// Numbers of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WorkerStats {
+    /// Workers there may be.
+    pub(crate) max: u64,
+    /// Those that answer a question.
+    pub(crate) busy: u64,
+    /// Those that have nothing to do.
+    pub(crate) idle: u64,
+    /// Questions that wait for one.
+    pub(crate) waiting: u64,
+    /// Questions since the start.
+    pub(crate) questions: u64,
+    /// Those of them that got no answer.
+    pub(crate) failures: u64,
 }
 
 struct Shared {
     spawn: Spawner,
     idle: Mutex<Vec<Worker>>,
     settings: RwLock<Settings>,
+    questions: AtomicU64,
+    failures: AtomicU64,
 }
 
 #[derive(Clone)]
 struct Settings {
     lanes: Arc<Lanes>,
     limits: conf::Workers,
+    /// Which configuration this is; workers of an earlier one are not kept.
+    version: u64,
 }
 
 impl Settings {
-    fn new(limits: conf::Workers) -> Settings {
-        Settings { lanes: Arc::new(Lanes::new(limits.count.max(1) as usize)), limits }
+    fn new(limits: conf::Workers, version: u64) -> Settings {
+        Settings { lanes: Arc::new(Lanes::new(limits.count.max(1) as usize)), limits, version }
     }
 }
 
@@ -140,25 +106,31 @@ struct Worker {
 }
 
 impl Workers {
-    /// A pool of children of this executable.
-    pub(crate) fn new(limits: conf::Workers) -> Workers {
-        Workers::with_spawner(limits, Arc::new(process::spawn))
+    /// A pool of children of this executable; with a manager's socket they are its children.
+    pub(crate) fn new(limits: conf::Workers, manager: Option<&Path>) -> Workers {
+        let Some(socket) = manager.map(Path::to_owned) else {
+            return Workers::with_spawner(limits, Arc::new(process::spawn));
+        };
+        Workers::with_spawner(limits, Arc::new(move || Ok((manager::connect(&socket)?, None))))
     }
 
     /// A pool whose workers come from elsewhere.
     pub(crate) fn with_spawner(limits: conf::Workers, spawn: Spawner) -> Workers {
-        let settings = RwLock::new(Settings::new(limits));
-        Workers { shared: Arc::new(Shared { spawn, idle: Mutex::default(), settings }) }
+        let settings = RwLock::new(Settings::new(limits, 0));
+        let (questions, failures) = Default::default();
+        Workers { shared: Arc::new(Shared { spawn, idle: Mutex::default(), settings, questions, failures }) }
     }
 
-    /// New limits after a reload. Workers that are busy finish under the old ones; the others go, so that changed
-    /// modules and name services are loaded anew.
+    /// New limits after a reload. Workers that are busy finish under the old ones and go then; the others go at once, so
+    /// that changed modules and name services are loaded anew.
     pub(crate) fn set_limits(&self, limits: &conf::Workers) {
         let mut settings = self.shared.settings.write().unwrap_or_else(PoisonError::into_inner);
+        let version = settings.version + 1;
         if settings.limits.count == limits.count {
             settings.limits = limits.clone();
+            settings.version = version;
         } else {
-            *settings = Settings::new(limits.clone());
+            *settings = Settings::new(limits.clone(), version);
         }
         drop(settings);
         self.shared.idle().clear();
@@ -172,12 +144,12 @@ impl Workers {
         password: &[u8],
         facts: &Facts,
         terms: Terms,
-    ) -> Answer {
+    ) -> Checked {
         let wanted = Wanted::verify(question, user, password, facts);
         match self.ask(wanted, question.describe(), terms).await {
-            Ok(Reply::Answer(answer)) => answer,
-            Ok(_) => Answer::Unavailable("the worker answered something else".to_owned()),
-            Err(why) => Answer::Unavailable(why),
+            Ok(Reply::Answer(checked)) => checked,
+            Ok(_) => Answer::Unavailable("the worker answered something else".to_owned()).into(),
+            Err(why) => Answer::Unavailable(why).into(),
         }
     }
 
@@ -186,7 +158,17 @@ impl Workers {
         let terms = Terms { until, suspect: false };
         match self.ask(Wanted::account(user), ACCOUNTS.to_owned(), terms).await? {
             Reply::Account(account) => Ok(account),
-            Reply::Answer(Answer::Unavailable(why)) => Err(why),
+            Reply::Answer(Checked { answer: Answer::Unavailable(why), .. }) => Err(why),
+            _ => Err("the worker answered something else".to_owned()),
+        }
+    }
+
+    /// The gid of a group.
+    pub(crate) async fn group(&self, name: &str) -> Result<Option<u32>, String> {
+        let terms = Terms { until: None, suspect: false };
+        match self.ask(Wanted::group(name), ACCOUNTS.to_owned(), terms).await? {
+            Reply::Group(gid) => Ok(gid),
+            Reply::Answer(Checked { answer: Answer::Unavailable(why), .. }) => Err(why),
             _ => Err("the worker answered something else".to_owned()),
         }
     }
@@ -196,7 +178,7 @@ impl Workers {
         let terms = Terms { until: None, suspect: false };
         match self.ask(Wanted::accounts(first_uid), ACCOUNTS.to_owned(), terms).await? {
             Reply::Names(names) => Ok(names),
-            Reply::Answer(Answer::Unavailable(why)) => Err(why),
+            Reply::Answer(Checked { answer: Answer::Unavailable(why), .. }) => Err(why),
             _ => Err("the worker answered something else".to_owned()),
         }
     }
@@ -206,10 +188,33 @@ impl Workers {
         self.shared.idle().retain(|worker| now.saturating_duration_since(worker.since) < IDLE);
     }
 
-    /// The question runs in a task of its own: a client that goes away does not cost a worker.
+    /// The numbers.
+    pub(crate) fn stats(&self) -> WorkerStats {
+        let Settings { lanes, limits, .. } = self.shared.settings();
+        let (busy, waiting) = lanes.stats();
+        WorkerStats {
+            max: u64::from(limits.count),
+            busy,
+            waiting,
+            idle: self.shared.idle().len() as u64,
+            questions: self.shared.questions.load(Ordering::Relaxed),
+            failures: self.shared.failures.load(Ordering::Relaxed),
+        }
+    }
+
     async fn ask(&self, wanted: Wanted, about: String, terms: Terms) -> Result<Reply, String> {
+        self.shared.questions.fetch_add(1, Ordering::Relaxed);
+        let answer = self.ask_one(wanted, about, terms).await;
+        if answer.is_err() {
+            self.shared.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// The question runs in a task of its own: a client that goes away does not cost a worker.
+    async fn ask_one(&self, wanted: Wanted, about: String, terms: Terms) -> Result<Reply, String> {
         let shared = Arc::clone(&self.shared);
-        let Settings { lanes, limits } = shared.settings();
+        let Settings { lanes, limits, .. } = shared.settings();
         let latest = Instant::now() + limits.timeout;
         let until = terms.until.map_or(latest, |until| until.min(latest));
         let place = tokio::time::timeout_at(until.into(), lanes.place(&about, terms.suspect));
@@ -244,6 +249,7 @@ impl Shared {
         until: Instant,
     ) -> Result<Reply, String> {
         let began = Instant::now();
+        let version = self.settings().version;
         // A worker that died while idle is no reason to fail: the question goes to a new one.
         for reuse in [true, false] {
             let kept = if reuse { self.idle().pop() } else { None };
@@ -256,7 +262,7 @@ impl Shared {
                 Ok(Ok(reply)) => {
                     place.went(true, Instant::now());
                     if worker.asked < limits.max_requests {
-                        self.idle().push(worker);
+                        self.keep(worker, version);
                     }
                     return Ok(reply);
                 }
@@ -273,6 +279,15 @@ impl Shared {
             }
         }
         Err("no worker could be reached".to_owned())
+    }
+
+    /// Keeps a worker for the next question, unless a reload has come in between.
+    fn keep(&self, worker: Worker, version: u64) {
+        // Held until the worker stands where a reload looks for it.
+        let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+        if settings.version == version {
+            self.idle().push(worker);
+        }
     }
 
     fn start(&self) -> Result<Worker, String> {
@@ -307,6 +322,9 @@ impl Worker {
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await.map_err(Lost::AfterQuestion)?;
         let reply = Reply::decode(&body).ok_or_else(|| broken("its answer makes no sense"))?;
+        if let Reply::Ended(why) = reply {
+            return Err(Lost::AfterQuestion(io::Error::other(why)));
+        }
         self.asked += 1;
         self.since = Instant::now();
         Ok(reply)

@@ -1,6 +1,7 @@
 //! Stops the build at once, with one sentence, when the C libraries this crate links with are not there. Without it
-//! the linker would say so minutes later, at the end of a long build.
+//! the linker would say so minutes later, at the end of a long build. libsodium is optional: it makes Argon2 faster.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Library, and the Debian package that lets programs link with it.
@@ -18,18 +19,39 @@ fn main() {
             return;
         }
     }
+    println!("cargo::rustc-check-cfg=cfg(sodium)");
+    // The archive, so that the program runs where libsodium is not installed.
+    match find("libsodium.a") {
+        Some(path) => {
+            println!("cargo::rerun-if-changed={}", path.display());
+            if let Some(folder) = path.parent() {
+                println!("cargo::rustc-link-search=native={}", folder.display());
+            }
+            println!("cargo::rustc-cfg=sodium");
+        }
+        None => println!(
+            "cargo::warning=building without libsodium: Argon2 logins take half as long again (on Debian: apt-get install libsodium-dev)"
+        ),
+    }
 }
 
-/// Asks the linker's driver where it finds the library; it answers with the bare name when it does not. A driver that
-/// cannot be asked proves nothing.
+/// A library is missing when the linker's driver finds neither form of it. A driver that cannot be asked proves nothing.
 fn is_missing(library: &str) -> bool {
+    asked(&format!("lib{library}.so")) == Some(None) && asked(&format!("lib{library}.a")) == Some(None)
+}
+
+fn find(file: &str) -> Option<PathBuf> {
+    asked(file).flatten()
+}
+
+/// Asks the linker's driver where it finds a file; it answers with the bare name when it does not.
+fn asked(file: &str) -> Option<Option<PathBuf>> {
     let driver = ["RUSTC_LINKER", "CC"].into_iter().find_map(std::env::var_os).unwrap_or("cc".into());
-    let found = |file: &str| {
-        let output = Command::new(&driver).arg(format!("-print-file-name={file}")).output().ok()?;
-        let path = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| path.trim().contains('/'))
-    };
-    let shared = found(&format!("lib{library}.so"));
-    let archive = found(&format!("lib{library}.a"));
-    shared == Some(false) && archive == Some(false)
+    let output = Command::new(&driver).arg(format!("-print-file-name={file}")).output().ok()?;
+    let path = String::from_utf8(output.stdout).ok()?;
+    let path = Path::new(path.trim());
+    output
+        .status
+        .success()
+        .then(|| path.parent().filter(|p| !p.as_os_str().is_empty()).map(|_| path.to_owned()))
 }

@@ -1,6 +1,7 @@
 //! What no single key can tell: names that clash, listeners without a certificate, files that are not there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::schema::{Cx, join};
 use crate::{AuthListenerKind, PassdbDriver, Settings, SmtpKind, UserdbDriver};
 
 /// Longest path of a Unix socket: 107 bytes (`unix(7)`), less two for the temporary name it is bound under.
-const SOCKET_PATH: usize = 105;
+pub(crate) const SOCKET_PATH: usize = 105;
 
 /// Mechanisms the daemon knows.
 const MECHANISMS: &[&str] = &[
@@ -53,9 +54,13 @@ pub(crate) fn semantics(cx: &mut Cx, settings: &Settings) {
             needs_certificate(cx, settings, &path, &format!("an {front} listener"));
         }
     }
+    if let Some(crate::MetricsEndpoint::Tcp(address)) = settings.metrics_endpoint() {
+        seen.addresses(cx, "metrics", "metrics", &[address]);
+    }
     fronts_need_users(cx, settings);
     chains(cx, settings);
     limits(cx, settings);
+    crate::metrics::check(cx, settings);
 }
 
 fn names_and_domains(cx: &mut Cx, settings: &Settings) {
@@ -333,6 +338,14 @@ fn limits(cx: &mut Cx, settings: &Settings) {
             "lower `max_memory` or raise `memory`",
         );
     }
+    let mail = &settings.mail;
+    if mail.last_valid_uid != 0 && mail.last_valid_uid < mail.first_valid_uid {
+        cx.problem_at(
+            "mail.last_valid_uid",
+            "no uid lies between `first_valid_uid` and `last_valid_uid`",
+            "raise `last_valid_uid`, or write 0 for no limit",
+        );
+    }
     let limits = &settings.limits;
     if limits.connections_per_address > limits.connections {
         cx.problem_at(
@@ -402,9 +415,20 @@ pub fn check_files(settings: &Settings, origin: &Path) -> Result<(), Errors> {
 }
 
 fn readable(problems: &mut Vec<Problem>, what: &str, path: &Path, marker: Option<&str>) -> bool {
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            let text = String::from_utf8_lossy(&bytes);
+    let read = match marker {
+        // However long it is.
+        None => crate::guarded::open(path).and_then(|mut file| file.read(&mut [0])).map(|_| String::new()),
+        Some(_) => crate::guarded::read_to_string(path),
+    };
+    // Bytes that are no text are no PEM either.
+    let read = match read {
+        Err(error) if marker.is_some() && error.kind() == std::io::ErrorKind::InvalidData => {
+            Ok(String::new())
+        }
+        other => other,
+    };
+    match read {
+        Ok(text) => {
             if marker.is_some_and(|marker| !text.contains(marker)) {
                 problems.push(Problem::without_place(
                     format!("the {what} {} is not in PEM form", path.display()),

@@ -1,70 +1,123 @@
 //! Files that root reads for daemons of another account.
 //!
-//! Trust:  what lies in a folder of that account may be a link to a key of root's, put there by a daemon that was taken
-//!         over. Below such a folder no link is followed, and a file with a second name must belong to the account.
-//! Never:  make this any different for folders of root or of the reader itself.
+//! Trust:  a folder of root's that nobody else can write to is what it seems. In any other folder (the state folder of the
+//!         daemons' account, a home) a link may lead to a key of root's, put there by a daemon that was taken over: from there on
+//!         no link is followed, and a file with a second name must belong to the folder's owner.
+//! Never:  make this any different for a reader who is not root: he can be led nowhere he could not go himself.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::Mode;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open as open_at_once, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 /// Larger files are no certificate and no key.
 const MOST: u64 = 4 << 20;
+/// sticky(7): only a file's owner can rename or remove it.
+const STICKY: u32 = 0o1000;
+/// Links in a path before it counts as a circle.
+const MOST_LINKS: usize = 40;
 
-/// Reads a text that the supervisor hands on. `state`: the folder that may belong to the daemons' account.
-pub(crate) fn read_to_string(path: &Path, state: &Path) -> io::Result<String> {
-    let reader = nix::unistd::geteuid().as_raw();
-    let owner = std::fs::metadata(state).map_or(reader, |meta| meta.uid());
-    let file = match path.strip_prefix(state) {
-        Ok(below) if owner != reader => open_beneath(state, below, owner)?,
-        _ => File::open(path)?,
-    };
-    let mut text = String::new();
+/// Reads a text that the supervisor hands on.
+pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
+    let file = open(path)?;
+    // A string that grows leaves what it held behind, and it may be a key.
+    let length = file.metadata()?.len().min(MOST);
+    let mut text = String::with_capacity(usize::try_from(length).unwrap_or_default().saturating_add(64));
     if file.take(MOST + 1).read_to_string(&mut text)? as u64 > MOST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
     }
     Ok(text)
 }
 
-fn open_beneath(state: &Path, below: &Path, owner: u32) -> io::Result<File> {
-    let link = |error: nix::errno::Errno| match error {
-        nix::errno::Errno::ELOOP | nix::errno::Errno::ENOTDIR => io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the folder belongs to the daemons' account, and no link is followed there; name the file itself",
-        ),
-        other => other.into(),
-    };
-    let common = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let mut here = open(state, common | OFlag::O_DIRECTORY, Mode::empty()).map_err(link)?;
-    let mut names = below.components().peekable();
-    while let Some(name) = names.next() {
-        let Component::Normal(name) = name else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path leads out of its folder"));
-        };
-        // Not blocking: what pretends to be a file may be a pipe.
-        let kind = if names.peek().is_some() { OFlag::O_DIRECTORY } else { OFlag::O_NONBLOCK };
-        here = openat(here.as_fd(), name, common | kind, Mode::empty()).map_err(link)?;
+/// Opens a file for reading.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    if !nix::unistd::geteuid().is_root() || !path.is_absolute() {
+        return File::open(path);
     }
-    let file = File::from(here);
-    let found = file.metadata()?;
-    if !found.is_file() || (found.nlink() > 1 && found.uid() != owner) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file of its own"));
+    walk(path, &|folder: &FileStat| {
+        let sticky = folder.st_mode & STICKY != 0;
+        folder.st_uid == 0 && (folder.st_mode & 0o022 == 0 || sticky)
+    })
+}
+
+/// Opens a file by its absolute path. `trusted`: nobody else can exchange what is in this folder.
+fn walk(path: &Path, trusted: &dyn Fn(&FileStat) -> bool) -> io::Result<File> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let top = || -> io::Result<OwnedFd> { Ok(open_at_once("/", flags, Mode::empty())?) };
+    let mut waiting = names(path)?;
+    let (mut here, mut place) = (top()?, PathBuf::from("/"));
+    let mut safe = true;
+    let mut links = 0;
+    while let Some(name) = waiting.pop_front() {
+        let folder = fstat(&here)?;
+        safe = safe && trusted(&folder);
+        let next = openat(&here, name.as_os_str(), flags, Mode::empty())?;
+        let found = fstat(&next)?;
+        match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFLNK if safe && found.st_uid == 0 => {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(Errno::ELOOP.into());
+                }
+                let target = PathBuf::from(readlinkat(&here, name.as_os_str())?);
+                for name in names(&place.join(target))?.into_iter().rev() {
+                    waiting.push_front(name);
+                }
+                (here, place) = (top()?, PathBuf::from("/"));
+            }
+            SFlag::S_IFLNK => {
+                let text = format!(
+                    "{} is a link in a folder that uid {} can change, where root follows none; name the file itself",
+                    place.join(&name).display(),
+                    folder.st_uid
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+            SFlag::S_IFDIR if !waiting.is_empty() => {
+                place.push(name);
+                here = next;
+            }
+            _ if !waiting.is_empty() => return Err(Errno::ENOTDIR.into()),
+            _ => {
+                // Not blocking: what pretends to be a file may be a pipe.
+                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+                let file = File::from(openat(&here, name.as_os_str(), flags, Mode::empty())?);
+                let found = file.metadata()?;
+                if !safe && (!found.is_file() || (found.nlink() > 1 && found.uid() != folder.st_uid)) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file of its own"));
+                }
+                return Ok(file);
+            }
+        }
     }
-    Ok(file)
+    Err(Errno::EISDIR.into())
+}
+
+/// The names of an absolute path.
+fn names(path: &Path) -> io::Result<VecDeque<OsString>> {
+    let mut names = VecDeque::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => names.push_back(name.to_owned()),
+            Component::ParentDir => drop(names.pop_back()),
+            Component::RootDir | Component::CurDir => {}
+            Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+    Ok(names)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-
-    /// An owner that nobody here is: every file counts as foreign.
-    const OTHER: u32 = 4_294_967_000;
 
     #[test]
     fn links_and_second_names_are_refused_below_a_foreign_folder() {
@@ -76,26 +129,41 @@ mod tests {
         std::fs::write(state.join("tls/key.pem"), "own").unwrap();
         symlink(&precious, state.join("tls/link.pem")).unwrap();
         symlink(root.path(), state.join("folder")).unwrap();
+        symlink("tls", state.join("tls-link")).unwrap();
         std::fs::hard_link(&precious, state.join("tls/second.pem")).unwrap();
         nix::unistd::mkfifo(&state.join("tls/pipe"), Mode::S_IRWXU).unwrap();
-        let read = |name: &str| {
+        // As if the state folder, and all below, were somebody else's.
+        let theirs = std::fs::metadata(&state).unwrap().ino();
+        let read = |name: &str, trusted: &dyn Fn(&FileStat) -> bool| {
             let mut text = String::new();
-            open_beneath(&state, Path::new(name), OTHER)?.read_to_string(&mut text)?;
+            walk(&state.join(name), trusted)?.read_to_string(&mut text)?;
             io::Result::Ok(text)
         };
-        assert_eq!(read("tls/key.pem").unwrap(), "own");
-        for name in
-            ["tls/link.pem", "folder/precious", "tls/second.pem", "tls/pipe", "../precious", "tls", ""]
-        {
-            assert!(read(name).is_err(), "{name}");
+        let foreign = |folder: &FileStat| folder.st_ino != theirs;
+        assert_eq!(read("tls/key.pem", &foreign).unwrap(), "own");
+        let own = nix::unistd::geteuid().is_root();
+        for name in ["tls/link.pem", "folder/precious", "tls-link/key.pem", "tls", ""] {
+            assert!(read(name, &foreign).is_err(), "{name}");
         }
+        // A pipe is never waited for; the folder's owner may give his own file a second name.
+        assert!(read("tls/pipe", &foreign).is_err());
+        assert_eq!(read("tls/second.pem", &foreign).unwrap(), "key");
         // A folder of the reader's own is his own business.
-        assert_eq!(read_to_string(&state.join("tls/link.pem"), &state).unwrap(), "key");
-        assert_eq!(read_to_string(&precious, &state).unwrap(), "key");
+        if own {
+            assert_eq!(read("tls/link.pem", &|_| true).unwrap(), "key");
+            assert_eq!(read_to_string(&precious).unwrap(), "key");
+            std::os::unix::fs::lchown(&state, Some(12_345), None).unwrap();
+            std::os::unix::fs::lchown(state.join("tls"), Some(12_345), None).unwrap();
+            for name in ["tls/link.pem", "folder/precious", "tls/second.pem", "tls/pipe"] {
+                assert!(read_to_string(&state.join(name)).is_err(), "{name}");
+            }
+            assert_eq!(read_to_string(&state.join("tls/key.pem")).unwrap(), "own");
+        }
+        assert!(walk(Path::new("/../etc/passwd"), &|_| true).is_ok());
     }
 
     #[test]
     fn endless_files_are_not_read_to_their_end() {
-        assert!(read_to_string(Path::new("/dev/zero"), Path::new("/nonexistent")).is_err());
+        assert!(read_to_string(Path::new("/dev/zero")).is_err());
     }
 }

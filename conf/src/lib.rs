@@ -14,7 +14,9 @@ mod codec;
 mod embedded;
 mod errors;
 mod guarded;
+pub mod import;
 mod load;
+mod metrics;
 mod nearest;
 mod reference;
 mod schema;
@@ -26,9 +28,13 @@ pub use check::{check_files, is_domain};
 pub use embedded::{EmbeddedOptions, Ports, embedded_default};
 pub use errors::{Errors, Problem};
 pub use load::{load, load_file};
+pub use metrics::MetricsEndpoint;
 pub use nearest::nearest;
 pub use reference::{reference, sample};
 pub use schema::{Field, Kind, Necessity, TableInfo, Variant, Written};
 pub use secret::Secret;
 pub use settings::*;
-pub use slice::{AuthSlice, AuthSockets, ImapSlice, PemPair, SliceError, SmtpSlice, TlsMaterial};
+pub use slice::{
+    AuthSlice, AuthSockets, BrokerSlice, ImapSlice, MailboxSlice, PemPair, SliceError, SmtpSlice, SystemIds,
+    TlsMaterial, is_fronts_socket,
+};

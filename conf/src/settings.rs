@@ -29,10 +29,13 @@ tables! {
         hostname: String => Text = String::new(), described "the machine's full name" "\"mail.example.org\"";
         /// Everything the stack writes lives below this folder. Relative paths elsewhere in the file are below it.
         state_dir: PathBuf => Path = PathBuf::from("/var/lib/postern");
-        /// Account that all processes but the supervisor run as, for set-ups with one account. Needs a start as root.
+        /// One account for all processes but the supervisor. Unset, and started as root: an account for each of them
+        /// (`postern-auth`, `postern-authw`, `postern-smtp`, `postern-imap`), where these exist. Needs a start as root.
         run_as: Option<String> => Opt<Text> = None, optional "\"postern\"";
         /// How long daemons may finish what is in flight when they are told to stop.
         grace_time: Duration => Time = Duration::from_secs(10);
+        /// How the processes are kept apart.
+        process: Process => Table<Process> = Process::default();
         /// What is logged, and how.
         log: Log => Table<Log> = Log::default();
         /// Certificates and protocol versions, for all listeners.
@@ -49,6 +52,18 @@ tables! {
         pop3: Pop3 => Table<Pop3> = Pop3::default();
         /// Limits of each daemon.
         limits: Limits => Table<Limits> = Limits::default();
+        /// Figures for Prometheus and health checks, over HTTP.
+        metrics: Metrics => Table<Metrics> = Metrics::default();
+    }
+
+    /// How the processes are kept apart.
+    pub struct Process {
+        /// Restriction of the processes to the system calls (seccomp) and the files (landlock) they need. `on`: anything
+        /// else fails. `log`: it succeeds, and the kernel logs the system calls that would have failed. `off`: neither.
+        sandbox: SandboxMode => Choice<SandboxMode> = SandboxMode::On;
+        /// Further files and folders that the daemons may reach, with what is below: mailboxes whose place only a user
+        /// database knows, file systems that are mounted later.
+        reachable: Option<Vec<PathBuf>> => Opt<Paths> = None, optional "[\"/srv/mail\"]";
     }
 
     /// What is logged, and how.
@@ -77,6 +92,8 @@ tables! {
 
     /// The authentication daemon.
     pub struct Auth {
+        /// Account of the authentication daemon, if not the common one.
+        run_as: Option<String> => Opt<Text> = None, optional "\"postern-auth\"";
         /// Domain added to user names without one. Empty: names stay bare.
         default_domain: Option<String> => Opt<Text> = None, described "`hostname`" "\"example.org\"";
         /// Characters a user name may hold. Empty: any.
@@ -236,6 +253,10 @@ tables! {
 
     /// Processes for blocking look-ups (PAM, passwd, shadow).
     pub struct Workers {
+        /// Account of these processes, if not the common one. For system users it must be able to read `/etc/shadow`:
+        /// the group `shadow` is given to it where there is one. Some PAM modules need `root`, which gives whoever takes over a
+        /// worker the machine.
+        run_as: Option<String> => Opt<Text> = None, optional "\"postern-authw\"";
         /// Most processes at a time.
         count: u32 => CountIn<1, 1000> = 8;
         /// Look-ups until a process is replaced by a new one.
@@ -251,14 +272,27 @@ tables! {
         /// Home of a user where the userdb gives none.
         home: String => Template = "mail/%{user | without_default_domain}".to_owned(),
             described "`mail/%{user | without_default_domain}` below `state_dir`" "\"/srv/mail/%{user}\"";
+        /// Whose the mail is: `virtual` (one account for all mail, that of the IMAP server) or `system` (every user's mail
+        /// belongs to the user; it is read and written by a process with the user's own ids). `system` needs a start as root.
+        mailboxes: Mailboxes => Choice<Mailboxes> = Mailboxes::Virtual;
         /// Smallest uid mail may belong to.
         first_valid_uid: u32 => Count = 500;
+        /// Largest uid mail may belong to. 0: no limit.
+        last_valid_uid: u32 => Count = 0;
+        /// How long the process of a mailbox stays when nobody uses it (mailboxes of system users).
+        mailbox_idle: Duration => Time = Duration::from_secs(60);
+        /// Most processes of mailboxes at a time (mailboxes of system users).
+        mailbox_processes: u32 => CountIn<1, 1_000_000> = 1000;
+        /// Most IMAP and POP3 sessions of one user at a time (mailboxes of system users).
+        mailbox_sessions: u32 => CountIn<1, 1_000_000> = 50;
         /// Folders every user gets beside INBOX; these names also tell clients what they are for.
         create_folders: Vec<String> => TextList = names(&["Drafts", "Sent", "Junk", "Trash", "Archive"]);
     }
 
     /// The SMTP server: inbound mail, submission, LMTP.
     pub struct Smtp {
+        /// Account of the SMTP server, if not the common one.
+        run_as: Option<String> => Opt<Text> = None, optional "\"postern-smtp\"";
         /// Addresses it listens on.
         listener: Vec<SmtpListener> => Tables<SmtpListener> = Vec::new();
         /// Largest message taken.
@@ -293,6 +327,8 @@ tables! {
 
     /// The IMAP server.
     pub struct Imap {
+        /// Account of the IMAP and POP3 server, if not the common one. Where there is one account for all mail, the mail is its.
+        run_as: Option<String> => Opt<Text> = None, optional "\"postern-imap\"";
         /// Addresses it listens on.
         listener: Vec<ImapListener> => Tables<ImapListener> = Vec::new();
         /// Longest silence of a client before login.
@@ -338,6 +374,21 @@ tables! {
         tls: ListenerTls => Choice<ListenerTls> = ListenerTls::Implicit, required "\"implicit\"";
     }
 
+    /// Figures for Prometheus and health checks, over HTTP, by a process of its own.
+    pub struct Metrics {
+        /// Where `/metrics`, `/healthz` and `/readyz` are served: an address with a port, or the path of a Unix socket.
+        /// Unset: nowhere.
+        listen: Option<String> => Opt<Text> = None, optional "\"127.0.0.1:9154\"";
+        /// Allow an address that other machines can reach. There is no password and no TLS: whoever reaches it reads all figures.
+        public: bool => Flag = false;
+        /// Account of the process that serves them, if not the common one.
+        run_as: Option<String> => Opt<Text> = None, optional "\"nobody\"";
+        /// Group of the Unix socket: a name or gid.
+        group: Option<String> => Opt<Text> = None, optional "\"prometheus\"";
+        /// Permissions of the Unix socket.
+        mode: u32 => Mode = 0o660;
+    }
+
     /// Limits of each daemon.
     pub struct Limits {
         /// Connections of each network daemon in all.
@@ -352,6 +403,16 @@ tables! {
 }
 
 choices! {
+    /// How strictly the processes are restricted.
+    pub enum SandboxMode {
+        /// What is not needed fails.
+        On = "on" default,
+        /// What is not needed is logged.
+        Log = "log",
+        /// No restriction of system calls and files.
+        Off = "off",
+    }
+
     /// How log lines look, and where they go.
     pub enum LogFormat {
         /// journald where standard error is the journal, else human.
@@ -362,6 +423,14 @@ choices! {
         Json = "json",
         /// Fields for systemd's journal.
         Journald = "journald",
+    }
+
+    /// Whose the mail is.
+    pub enum Mailboxes {
+        /// One account's.
+        Virtual = "virtual" default,
+        /// Each user's own.
+        System = "system",
     }
 
     /// Hierarchy separator of folder names on the wire.
@@ -442,6 +511,14 @@ choices! {
         NotFound = "notfound",
     }
 
+    /// What a right password is worth while its account is in some state.
+    pub enum StateRule {
+        /// The login is refused.
+        Refuse = "refuse" default,
+        /// It counts as ever.
+        Accept = "accept",
+    }
+
     /// What happens to messages with bare CR or LF.
     pub enum BareNewline {
         /// They are taken, with CRLF everywhere.
@@ -494,10 +571,31 @@ drivers! {
             /// Any password is right.
             nopassword: bool => Flag = false;
         }
+        /// The user file of Cyrus SASL as `saslpasswd2` makes it (Berkeley DB), with passwords in clear. Changes are
+        /// noticed at the next login. The daemon's account must be able to read it: on Debian, be in group `sasl`.
+        Sasldb = "sasldb" {
+            /// The file.
+            path: PathBuf => Path = PathBuf::from("/etc/sasldb2");
+            /// Realm in which users of `auth.default_domain` are looked for where the file does not know them under
+            /// that domain. `saslpasswd2` without `-u` takes the machine's host name.
+            realm: Option<String> => Opt<Text> = None, described "the machine's host name" "\"mail\"";
+        }
         /// The system's accounts through NSS, with the hash in the passwd entry.
-        Passwd = "passwd"
-        /// The system's shadow passwords, with their expiry dates.
-        Shadow = "shadow"
+        Passwd = "passwd" {
+            /// Whether a user whose login shell is `nologin` or `false` may use mail: `accept` or `refuse`.
+            nologin_shell: StateRule => Choice<StateRule> = StateRule::Accept;
+        }
+        /// The system's shadow passwords, with their expiry dates. An empty or locked (`!`, `*`) password lets nobody in.
+        Shadow = "shadow" {
+            /// A password that must be changed: too old, or a change was demanded (`chage -d 0`). `refuse` or `accept`.
+            must_change: StateRule => Choice<StateRule> = StateRule::Refuse;
+            /// A password that was not changed within its days of grace either.
+            inactive: StateRule => Choice<StateRule> = StateRule::Refuse;
+            /// An account whose day of expiry has come.
+            account_expired: StateRule => Choice<StateRule> = StateRule::Refuse;
+            /// Whether a user whose login shell is `nologin` or `false` may use mail.
+            nologin_shell: StateRule => Choice<StateRule> = StateRule::Accept;
+        }
         /// Pluggable authentication modules.
         Pam = "pam" {
             /// Name of the file below `/etc/pam.d`; a template.
@@ -506,6 +604,11 @@ drivers! {
             session: bool => Flag = false;
             /// Also establish credentials.
             setcred: bool => Flag = false;
+            /// Tell a refused user what the modules say (such as how long he is locked out) instead of the usual text.
+            /// Who guesses reads it as well.
+            show_messages: bool => Flag = false;
+            /// Whether a user whose login shell is `nologin` or `false` may use mail: `accept` or `refuse`.
+            nologin_shell: StateRule => Choice<StateRule> = StateRule::Accept;
         }
         /// A login at an IMAP server, in clear text: for servers of this machine or a network you trust.
         Imap = "imap" {
@@ -559,6 +662,30 @@ pub struct Userdb {
     pub rules: UserdbRules,
     /// Where it looks.
     pub driver: UserdbDriver,
+}
+
+impl PassdbDriver {
+    /// `pam` with this service and nothing special.
+    pub fn pam(service: &str) -> Self {
+        Self::Pam {
+            service: service.to_owned(),
+            session: false,
+            setcred: false,
+            show_messages: false,
+            nologin_shell: StateRule::Accept,
+        }
+    }
+
+    /// `shadow` with its usual rules.
+    pub fn shadow() -> Self {
+        let (must_change, inactive, account_expired) = Default::default();
+        Self::Shadow { must_change, inactive, account_expired, nologin_shell: StateRule::Accept }
+    }
+
+    /// `passwd` with its usual rules.
+    pub fn passwd() -> Self {
+        Self::Passwd { nologin_shell: StateRule::Accept }
+    }
 }
 
 impl Default for PassdbDriver {

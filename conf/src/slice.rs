@@ -4,13 +4,15 @@
 //! Never:     a slice holds a secret that its daemon does not need (the auth daemon gets no TLS key, a front no
 //!            password file).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Auth, AuthListenerKind, Imap, Limits, Log, Mail, PassdbDriver, Pop3, Secret, Settings, Smtp, TlsVersion,
+    Auth, AuthListenerKind, Imap, Limits, Log, Mail, PassdbDriver, Pop3, Process, Secret, Settings, Smtp,
+    TlsVersion,
 };
 
 /// Names of the internal sockets between the fronts and the authentication daemon.
@@ -19,6 +21,22 @@ pub(crate) const FRONTS: [(&str, AuthListenerKind); 3] = [
     ("fronts-session", AuthListenerKind::Session),
     ("fronts-userdb", AuthListenerKind::Userdb),
 ];
+
+/// Whether this is the name of one of the sockets between the fronts and the authentication daemon.
+pub fn is_fronts_socket(name: &str) -> bool {
+    FRONTS.iter().any(|(own, _)| *own == name)
+}
+
+/// Names of system users and groups with their numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemIds {
+    /// Users.
+    pub users: BTreeMap<String, u32>,
+    /// Groups.
+    pub groups: BTreeMap<String, u32>,
+    /// Whether a worker can be asked about other names.
+    pub workers: bool,
+}
 
 /// What the authentication daemon and its workers are told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +55,12 @@ pub struct AuthSlice {
     pub mail: Mail,
     /// See [`Settings::limits`].
     pub limits: Limits,
+    /// Where the pool of workers is asked for one. `None`: the daemon starts them itself.
+    #[serde(default)]
+    pub worker_socket: Option<PathBuf>,
+    /// Names of the machine's users and groups: the daemon asks no name service.
+    #[serde(default)]
+    pub ids: SystemIds,
 }
 
 /// What the SMTP server is told.
@@ -60,6 +84,9 @@ pub struct SmtpSlice {
     pub tls: TlsMaterial,
     /// The way to the authentication daemon.
     pub auth: AuthSockets,
+    /// Mail is handed over on this socket. `None`: it is written by the server itself.
+    #[serde(default)]
+    pub delivery: Option<PathBuf>,
 }
 
 /// What the IMAP and POP3 server is told.
@@ -85,6 +112,60 @@ pub struct ImapSlice {
     pub tls: TlsMaterial,
     /// The way to the authentication daemon.
     pub auth: AuthSockets,
+    /// Sessions are handed over on this socket once logged in. `None`: the server hosts them itself.
+    #[serde(default)]
+    pub broker: Option<PathBuf>,
+    /// Who may hand over mail to be delivered (the SMTP server's uid). `None`: nobody.
+    #[serde(default)]
+    pub delivery_from: Option<u32>,
+}
+
+/// What the broker of system users' mailboxes is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BrokerSlice {
+    /// See [`Settings::hostname`].
+    pub hostname: String,
+    /// See [`Settings::state_dir`].
+    pub state_dir: PathBuf,
+    /// See [`Settings::log`].
+    pub log: Log,
+    /// See [`Settings::grace_time`].
+    pub grace_time: Duration,
+    /// What is appended to user names without a domain.
+    pub default_domain: String,
+    /// See [`Settings::imap`].
+    pub imap: Imap,
+    /// See [`Settings::pop3`].
+    pub pop3: Pop3,
+    /// See [`Settings::mail`].
+    pub mail: Mail,
+    /// The way to the authentication daemon.
+    pub auth: AuthSockets,
+    /// See [`Settings::process`].
+    pub process: Process,
+    /// Who may open sessions.
+    pub sessions_from: u32,
+    /// Who may deliver.
+    pub deliveries_from: u32,
+}
+
+/// What the process of one mailbox is told, by the broker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MailboxSlice {
+    /// See [`Settings::hostname`].
+    pub hostname: String,
+    /// See [`Settings::grace_time`].
+    pub grace_time: Duration,
+    /// See [`Settings::imap`].
+    pub imap: Imap,
+    /// See [`Settings::pop3`].
+    pub pop3: Pop3,
+    /// See [`Settings::mail`].
+    pub mail: Mail,
+    /// See [`Settings::process`].
+    pub process: Process,
+    /// The Maildir, the only place it may touch.
+    pub root: PathBuf,
 }
 
 /// Certificates and keys, read by the supervisor.
@@ -135,6 +216,20 @@ pub enum SliceError {
     Environment(String),
 }
 
+/// Counts what is written.
+struct Counting(usize);
+
+impl std::io::Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 macro_rules! json {
     ($($slice:ident),*) => {$(
         impl $slice {
@@ -143,7 +238,12 @@ macro_rules! json {
             /// # Errors
             /// A path that is not UTF-8.
             pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
-                serde_json::to_vec(self)
+                // A vector that grows leaves what it held behind, keys among it: its length is counted first.
+                let mut length = Counting(0);
+                serde_json::to_writer(&mut length, self)?;
+                let mut bytes = Vec::with_capacity(length.0);
+                serde_json::to_writer(&mut bytes, self)?;
+                Ok(bytes)
             }
 
             /// In the child process.
@@ -156,7 +256,7 @@ macro_rules! json {
         }
     )*};
 }
-json!(AuthSlice, SmtpSlice, ImapSlice);
+json!(AuthSlice, SmtpSlice, ImapSlice, BrokerSlice, MailboxSlice);
 
 impl Settings {
     /// The authentication daemon's slice; reads the password files of static passdbs.
@@ -168,7 +268,7 @@ impl Settings {
         for passdb in &mut auth.passdb {
             if let PassdbDriver::Static { password_file, password_env, password, .. } = &mut passdb.driver {
                 if let Some(path) = password_file {
-                    let text = read("password of a static passdb", path, &self.state_dir)?;
+                    let text = read("password of a static passdb", path)?;
                     let text = text.strip_suffix('\n').unwrap_or(&text);
                     *password = Some(Secret::new(text.strip_suffix('\r').unwrap_or(text)));
                 } else if let Some(name) = password_env {
@@ -185,6 +285,8 @@ impl Settings {
             auth,
             mail: self.mail.clone(),
             limits: self.limits.clone(),
+            worker_socket: None,
+            ids: SystemIds::default(),
         })
     }
 
@@ -203,6 +305,7 @@ impl Settings {
             limits: self.limits.clone(),
             tls: self.tls_material()?,
             auth: self.auth_sockets(),
+            delivery: None,
         })
     }
 
@@ -222,7 +325,31 @@ impl Settings {
             limits: self.limits.clone(),
             tls: self.tls_material()?,
             auth: self.auth_sockets(),
+            broker: None,
+            delivery_from: None,
         })
+    }
+
+    /// The broker's slice, for fronts with these uids.
+    pub fn broker_slice(&self, sessions_from: u32, deliveries_from: u32) -> BrokerSlice {
+        let default_domain = self.auth.default_domain.clone().unwrap_or_else(|| self.hostname.clone());
+        // Addresses of listeners are nothing to it.
+        let imap = Imap { listener: Vec::new(), ..self.imap.clone() };
+        let pop3 = Pop3 { listener: Vec::new(), ..self.pop3.clone() };
+        BrokerSlice {
+            hostname: self.hostname.clone(),
+            state_dir: self.state_dir.clone(),
+            log: self.log.clone(),
+            grace_time: self.grace_time,
+            default_domain,
+            imap,
+            pop3,
+            mail: self.mail.clone(),
+            auth: self.auth_sockets(),
+            process: self.process.clone(),
+            sessions_from,
+            deliveries_from,
+        }
     }
 
     /// Reads all certificates and keys.
@@ -233,8 +360,8 @@ impl Settings {
         let mut certificates = Vec::new();
         for certificate in &self.tls.certificate {
             certificates.push(PemPair {
-                chain: read("certificate", &certificate.chain, &self.state_dir)?,
-                key: Secret::new(read("key", &certificate.key, &self.state_dir)?),
+                chain: read("certificate", &certificate.chain)?,
+                key: Secret::new(read("key", &certificate.key)?),
             });
         }
         Ok(TlsMaterial { minimum: self.tls.minimum, certificates })
@@ -250,14 +377,24 @@ impl Settings {
         AuthSockets { login: path(login), session: path(session), userdb: path(userdb) }
     }
 
+    /// Where the fronts find the broker of system users' mailboxes.
+    pub fn broker_socket(&self) -> PathBuf {
+        self.state_dir.join("sockets/broker")
+    }
+
+    /// Where mail is handed to the server that writes it, when that runs as another account than the SMTP server.
+    pub fn delivery_socket(&self) -> PathBuf {
+        self.state_dir.join("sockets/mail-delivery")
+    }
+
     /// Whether a front (SMTP, IMAP or POP3) is configured.
     pub fn has_fronts(&self) -> bool {
         !(self.smtp.listener.is_empty() && self.imap.listener.is_empty() && self.pop3.listener.is_empty())
     }
 }
 
-fn read(what: &'static str, path: &std::path::Path, state: &std::path::Path) -> Result<String, SliceError> {
-    crate::guarded::read_to_string(path, state).map_err(|source| SliceError::Read {
+fn read(what: &'static str, path: &std::path::Path) -> Result<String, SliceError> {
+    crate::guarded::read_to_string(path).map_err(|source| SliceError::Read {
         what,
         path: path.to_owned(),
         source,

@@ -138,8 +138,12 @@ impl Places {
 
     /// Opens the account; makes the Maildir and the usual folders when they are missing. Blocks.
     pub(crate) fn open(&self, store: &Store, who: &Welcome) -> Result<Account, Error> {
-        let root = self.root(who)?;
-        let maildir = Maildir::open_or_create(&root)?;
+        self.open_at(store, &who.user, &self.root(who)?)
+    }
+
+    /// The same for a Maildir whose place is known.
+    pub(crate) fn open_at(&self, store: &Store, user: &str, root: &Path) -> Result<Account, Error> {
+        let maildir = Maildir::open_or_create(root)?;
         for name in &self.folders {
             let folder = match FolderName::from_utf8(name, self.separator) {
                 Ok(folder) => folder,
@@ -158,7 +162,7 @@ impl Places {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Account { user: who.user.clone(), maildir, store: store.clone(), separator: self.separator })
+        Ok(Account { user: user.to_owned(), maildir, store: store.clone(), separator: self.separator })
     }
 }
 

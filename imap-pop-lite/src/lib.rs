@@ -10,17 +10,23 @@
 #![forbid(unsafe_code)]
 
 mod account;
+pub mod broker;
 mod budget;
+mod delivery;
 mod files;
 mod imap_host;
 mod login;
+pub mod mailbox;
 mod pop3_host;
+mod relay;
 mod server;
 mod stream;
 mod wire;
 
 #[cfg(test)]
 mod tests;
+
+pub use delivery::SOCKET as DELIVERY_SOCKET;
 
 use anyhow::Context as _;
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use auth_client::{AuthClient, AuthRequest, FailCode, Flags, Secured, Step};
+use boot::courier::Ticket;
 use tls_config::ChannelBinding;
 
 use crate::stream::TlsFacts;
@@ -32,6 +33,8 @@ pub(crate) struct Attempt {
 pub(crate) enum Verdict {
     Challenge(Box<dyn Exchange>, Vec<u8>),
     Welcome(Welcome),
+    /// The right password; the record is left for the broker to fetch.
+    Kept(Box<Kept>),
     Denied(Denied),
     /// The right password of a user who may not log in here; with a text for the user, if there is one.
     NoLogin(String),
@@ -46,6 +49,23 @@ pub(crate) struct Welcome {
     pub(crate) mail: Option<String>,
     /// The mechanism's last data.
     pub(crate) final_data: Option<Vec<u8>>,
+}
+
+/// A login that the authentication daemon keeps for the broker.
+pub(crate) struct Kept {
+    pub(crate) user: String,
+    /// The mechanism's last data.
+    pub(crate) final_data: Option<Vec<u8>>,
+    pub(crate) ticket: Ticket,
+    /// Dropping it makes the daemon forget the login, if it was not fetched.
+    login: auth_client::Login,
+}
+
+impl Kept {
+    /// The broker has it.
+    pub(crate) fn fetched(&self) {
+        self.login.fetched();
+    }
 }
 
 /// Why not, in the classes every door shares.
@@ -77,13 +97,31 @@ pub(crate) trait Logins: Send + Sync {
     fn attempt(&self, attempt: Attempt) -> Later<'_, Verdict>;
 }
 
+/// Lets nobody in.
+pub(crate) struct Nobody;
+
+impl Logins for Nobody {
+    fn mechanisms(&self) -> Later<'_, Option<Vec<String>>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn attempt(&self, _: Attempt) -> Later<'_, Verdict> {
+        Box::pin(std::future::ready(Verdict::Denied(Denied::Unavailable)))
+    }
+}
+
 /// The real daemon.
-pub(crate) struct Daemon(pub(crate) AuthClient);
+#[derive(Clone)]
+pub(crate) struct Daemon {
+    pub(crate) client: AuthClient,
+    /// Records are left for the broker.
+    pub(crate) keeps: bool,
+}
 
 impl Logins for Daemon {
     fn mechanisms(&self) -> Later<'_, Option<Vec<String>>> {
         Box::pin(async {
-            match self.0.mechanisms().await {
+            match self.client.mechanisms().await {
                 Ok(list) => Some(
                     list.iter()
                         .filter(|m| !m.flags.contains(Flags::PRIVATE))
@@ -91,7 +129,7 @@ impl Logins for Daemon {
                         .collect(),
                 ),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot ask for mechanisms");
+                    tracing::warn!(%error, "cannot ask for mechanisms; run `postern doctor`");
                     None
                 }
             }
@@ -113,15 +151,15 @@ impl Logins for Daemon {
             binding = tls.binding;
         }
         Box::pin(async move {
-            let answer = self.0.authenticate(request).await;
-            settle(self.0.clone(), binding, answer).await
+            let answer = self.client.authenticate(request).await;
+            settle(self.clone(), binding, answer).await
         })
     }
 }
 
 /// A login at the real daemon.
 struct Pending {
-    client: AuthClient,
+    daemon: Daemon,
     binding: ChannelBinding,
     exchange: auth_client::Exchange,
 }
@@ -129,13 +167,13 @@ struct Pending {
 impl Exchange for Pending {
     fn respond(self: Box<Self>, data: Vec<u8>) -> Later<'static, Verdict> {
         Box::pin(async move {
-            let Self { client, binding, exchange } = *self;
+            let Self { daemon, binding, exchange } = *self;
             let answer = match exchange.channel_binding().map(|kind| bound(&binding, kind)) {
                 None => exchange.respond(&data).await,
                 Some(Some(bytes)) => exchange.respond_bound(&data, &bytes).await,
                 Some(None) => return Verdict::Denied(Denied::Malformed),
             };
-            settle(client, binding, answer).await
+            settle(daemon, binding, answer).await
         })
     }
 }
@@ -149,7 +187,7 @@ fn bound(binding: &ChannelBinding, kind: &str) -> Option<Vec<u8>> {
 }
 
 async fn settle(
-    client: AuthClient,
+    daemon: Daemon,
     binding: ChannelBinding,
     mut answer: Result<Step, auth_client::Error>,
 ) -> Verdict {
@@ -164,7 +202,7 @@ async fn settle(
                 }
             }
             Ok(Step::Challenge(exchange, data)) => {
-                return Verdict::Challenge(Box::new(Pending { client, binding, exchange }), data);
+                return Verdict::Challenge(Box::new(Pending { daemon, binding, exchange }), data);
             }
             Ok(Step::Failed(failure)) => {
                 return Verdict::Denied(match failure.code {
@@ -180,14 +218,29 @@ async fn settle(
             Ok(Step::Ok(login)) if login.field("nologin").or(login.field("proxy")).is_some() => {
                 return Verdict::NoLogin(login.field("reason").unwrap_or_default().to_owned());
             }
-            Ok(Step::Ok(login)) => return fetch(&client, login).await,
+            Ok(Step::Ok(login)) if daemon.keeps => return keep(login),
+            Ok(Step::Ok(login)) => return fetch(&daemon.client, login).await,
             Err(error) => {
                 let temporary = error.is_temporary();
-                tracing::warn!(%error, "login could not be checked");
+                tracing::warn!(%error, "login could not be checked; run `postern doctor`");
                 return Verdict::Denied(if temporary { Denied::Unavailable } else { Denied::Malformed });
             }
         }
     }
+}
+
+fn keep(login: auth_client::Login) -> Verdict {
+    let Some((client_pid, id, cookie)) = login.ticket() else {
+        tracing::error!(user = login.user, "the authentication daemon keeps no logins");
+        return Verdict::Denied(Denied::Unavailable);
+    };
+    let ticket = Ticket { client_pid, id, cookie: cookie.as_str().to_owned() };
+    Verdict::Kept(Box::new(Kept {
+        user: login.user.clone(),
+        final_data: login.final_data.clone(),
+        ticket,
+        login,
+    }))
 }
 
 /// The right password is not enough: home and mail come from the session socket.

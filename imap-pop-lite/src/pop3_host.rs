@@ -8,11 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use boot::DrainToken;
+use boot::courier::{self, Ask, Protocol, Why};
 use maildir::{FlagChange, FlagOp, Flags, FolderName, Mailbox, Mode, Uid, View};
 use pop3::{Code, LoginFailure, LoginFailureCode, Maildrop, Message, Outcome, Session, Step, TlsState, Uidl};
+use tokio::net::UnixStream;
 
-use crate::account::Places;
-use crate::login::{Attempt, Denied, Exchange, Verdict, Welcome};
+use crate::account::Account;
+use crate::login::{Attempt, Denied, Exchange, Kept, Verdict, Welcome};
+use crate::relay;
 use crate::server::{Live, Peer, Shared};
 use crate::stream::Connection;
 use crate::wire::read_range;
@@ -30,44 +33,47 @@ pub(crate) async fn serve(
 ) {
     let live = shared.live();
     let session = Session::new(Arc::clone(&live.pop3), tls, None, Instant::now());
-    let mut host = Host {
-        shared,
-        live,
-        connection,
-        session,
-        peer,
-        exchange: None,
-        mechanism: String::new(),
-        welcome: None,
-        drop: None,
-    };
-    let ended = host.run(&mut drain).await;
-    let reason = match &ended {
-        Ok(why) => (*why).to_owned(),
-        Err(error) => error.to_string(),
-    };
-    tracing::info!(
-        session = %host.peer.session,
-        user = host.welcome.as_ref().map(|who| who.user.as_str()),
-        received = host.connection.received,
-        sent = host.connection.sent,
-        reason,
-        "pop3 connection closed"
-    );
-    if let Some(mut mail) = host.drop.take() {
-        // What was read stays read, however the session ended.
-        let files = host.shared.files.clone();
-        files
-            .run(move || {
-                mail.mark_seen();
-                drop(mail);
-            })
-            .await;
+    Host::new(shared, live, connection, session, peer).serve(&mut drain).await;
+}
+
+/// Serves a client who logged in at a front, to the end.
+pub(crate) async fn go_on(
+    shared: Arc<Shared>,
+    connection: Connection,
+    peer: Peer,
+    mechanisms: Vec<String>,
+    opened: Opened,
+    mut drain: DrainToken,
+) {
+    let live = shared.live();
+    // CAPA is the same before and after login.
+    let config = pop3::Config { mechanisms, ..pop3::Config::clone(&live.pop3) };
+    let Opened { user, inbox, maildrop } = opened;
+    let session = Session::logged_in_elsewhere(Arc::new(config), maildrop, Instant::now());
+    let mut host = Host::new(shared, live, connection, session, peer);
+    host.welcome = Some(Welcome { user, ..Welcome::default() });
+    host.drop = Some(inbox);
+    host.serve(&mut drain).await;
+}
+
+/// A maildrop that is open.
+pub(crate) struct Opened {
+    user: String,
+    inbox: Box<Inbox>,
+    maildrop: Maildrop,
+}
+
+impl Opened {
+    /// Opens the account's. Blocks.
+    pub(crate) fn open(account: &Account) -> Result<Self, maildir::Error> {
+        let user = account.user.clone();
+        let (inbox, maildrop) = Inbox::open(account)?;
+        Ok(Self { user, inbox: Box::new(inbox), maildrop })
     }
 }
 
 /// The inbox of a logged-in user.
-struct Inbox {
+pub(crate) struct Inbox {
     mailbox: Arc<Mailbox>,
     view: View,
     uids: Vec<Uid>,
@@ -76,8 +82,7 @@ struct Inbox {
 }
 
 impl Inbox {
-    fn open(shared: &Shared, places: &Places, who: &Welcome) -> anyhow::Result<(Self, Maildrop)> {
-        let account = places.open(&shared.store, who)?;
+    fn open(account: &Account) -> Result<(Self, Maildrop), maildir::Error> {
         let mailbox = account.store.mailbox(account.maildir.root(), &FolderName::inbox())?;
         // A read-write view moves new messages to `cur`, as any reader of mail does.
         let view = mailbox.view(Mode::ReadWrite)?;
@@ -121,6 +126,14 @@ impl Inbox {
     }
 }
 
+/// What a step means for the connection.
+enum Next {
+    Go,
+    End(&'static str),
+    /// Somebody else hosts the session.
+    Relay(UnixStream),
+}
+
 struct Host {
     shared: Arc<Shared>,
     live: Arc<Live>,
@@ -130,16 +143,75 @@ struct Host {
     exchange: Option<Box<dyn Exchange>>,
     mechanism: String,
     welcome: Option<Welcome>,
+    /// Logged in, to be handed over.
+    kept: Option<Box<Kept>>,
+    /// Whose session was handed over.
+    relayed: Option<String>,
     drop: Option<Box<Inbox>>,
 }
 
 impl Host {
+    fn new(
+        shared: Arc<Shared>,
+        live: Arc<Live>,
+        connection: Connection,
+        session: Session,
+        peer: Peer,
+    ) -> Self {
+        Self {
+            shared,
+            live,
+            connection,
+            session,
+            peer,
+            exchange: None,
+            mechanism: String::new(),
+            welcome: None,
+            kept: None,
+            relayed: None,
+            drop: None,
+        }
+    }
+
+    async fn serve(mut self, drain: &mut DrainToken) {
+        let ended = self.run(drain).await;
+        let reason = match &ended {
+            Ok(why) => (*why).to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let own = self.welcome.as_ref().map(|who| who.user.as_str());
+        let user = own.or(self.relayed.as_deref());
+        let (session, received, sent) = (&self.peer.session, self.connection.received, self.connection.sent);
+        // Of a session that was handed over, the front tells.
+        if self.shared.tls.is_some() {
+            tracing::info!(session, user, received, sent, reason, "pop3 connection closed");
+        } else {
+            tracing::debug!(session, user, received, sent, reason, "pop3 connection closed");
+        }
+        if let Some(mut mail) = self.drop.take() {
+            // What was read stays read, however the session ended.
+            let files = self.shared.files.clone();
+            files
+                .run(move || {
+                    mail.mark_seen();
+                    drop(mail);
+                })
+                .await;
+        }
+    }
+
     async fn run(&mut self, drain: &mut DrainToken) -> io::Result<&'static str> {
         let mut draining = false;
         loop {
             while let Some(step) = self.session.next() {
-                if let Some(why) = self.step(step).await? {
-                    return Ok(why);
+                match self.step(step).await? {
+                    Next::Go => {}
+                    Next::End(why) => return Ok(why),
+                    Next::Relay(mailbox) => {
+                        let ahead = self.session.take_input();
+                        self.connection.flush().await?;
+                        return relay::run(&mut self.connection, mailbox, &ahead, drain).await;
+                    }
                 }
             }
             self.connection.flush().await?;
@@ -148,7 +220,10 @@ impl Host {
             tokio::select! {
                 got = self.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
                     if got? == 0 {
-                        return Ok("disconnected");
+                        if !self.connection.is_to_end() {
+                            return Ok("disconnected");
+                        }
+                        self.session.bye(Some(Code::SysTemp), "Server is shutting down.");
                     }
                 }
                 () = async {
@@ -165,7 +240,7 @@ impl Host {
         }
     }
 
-    async fn step(&mut self, step: Step) -> io::Result<Option<&'static str>> {
+    async fn step(&mut self, step: Step) -> io::Result<Next> {
         match step {
             Step::Send(bytes) => self.connection.push(bytes).await?,
             Step::Authenticate { mechanism, initial } => {
@@ -192,29 +267,33 @@ impl Host {
             Step::CancelAuthentication => {
                 self.exchange = None;
                 self.welcome = None;
+                self.kept = None;
             }
             Step::StartTls => {
                 self.connection.flush().await?;
-                let acceptor = self.shared.pop3_tls.clone();
+                let Some(acceptor) = self.shared.tls.as_ref().map(|doors| doors.pop3.clone()) else {
+                    return Ok(Next::End("internal error: no TLS here"));
+                };
                 match Box::pin(self.connection.start_tls(&acceptor)).await {
                     Ok(()) => self.session.tls_established(Instant::now()),
                     Err(error) => {
                         tracing::info!(session = %self.peer.session, %error, "STLS failed");
-                        return Ok(Some("TLS handshake failed"));
+                        return Ok(Next::End("TLS handshake failed"));
                     }
                 }
             }
+            Step::Open if self.kept.is_some() => return Ok(self.hand_over().await),
             Step::Open => self.open().await,
             Step::Retrieve { index, lines } => self.retrieve(index, lines).await?,
             Step::Update { deleted } => self.update(deleted).await,
             Step::Close => {
                 self.connection.flush().await?;
                 self.connection.shutdown().await;
-                return Ok(Some("closed"));
+                return Ok(Next::End("closed"));
             }
-            _ => return Ok(Some("internal error: unknown step")),
+            _ => return Ok(Next::End("internal error: unknown step")),
         }
-        Ok(None)
+        Ok(Next::Go)
     }
 
     fn verdict(&mut self, verdict: Verdict) {
@@ -228,8 +307,13 @@ impl Host {
                 self.welcome = Some(welcome);
                 Outcome::LoggedIn(final_data)
             }
+            Verdict::Kept(mut kept) => {
+                let final_data = kept.final_data.take();
+                self.kept = Some(kept);
+                Outcome::LoggedIn(final_data)
+            }
             Verdict::Denied(denied) => {
-                tracing::info!(
+                tracing::debug!(
                     session = %self.peer.session,
                     remote = %self.peer.remote.ip().to_canonical(),
                     mechanism = self.mechanism,
@@ -253,6 +337,53 @@ impl Host {
         self.session.resume(outcome, Instant::now());
     }
 
+    /// Finds whoever hosts the user's mail; otherwise the client hears why not.
+    async fn hand_over(&mut self) -> Next {
+        let (Some(broker), Some(kept)) = (&self.live.slice.broker, self.kept.take()) else {
+            let failure = LoginFailure::from(LoginFailureCode::Unavailable);
+            self.session.resume(Outcome::LoginFailed(failure), Instant::now());
+            return Next::Go;
+        };
+        let session = courier::Session {
+            protocol: Protocol::Pop3,
+            tag: String::new(),
+            mechanisms: self.live.pop3.mechanisms.clone(),
+            session: self.peer.session.clone(),
+            local: self.peer.local,
+            remote: self.peer.remote,
+        };
+        let opened = relay::open(broker, &Ask::Session(kept.ticket.clone(), session)).await;
+        kept.fetched();
+        match opened {
+            Ok((mailbox, user)) => {
+                tracing::info!(
+                    session = %self.peer.session,
+                    user,
+                    remote = %self.peer.remote.ip().to_canonical(),
+                    mechanism = self.mechanism,
+                    tls = self.connection.tls_name(),
+                    "pop3 login"
+                );
+                self.relayed = Some(user);
+                Next::Relay(mailbox)
+            }
+            Err(refusal) => {
+                relay::refused(&self.peer.session, &kept.user, &refusal);
+                let code = match refusal.why {
+                    Why::InUse => LoginFailureCode::InUse,
+                    Why::Denied => LoginFailureCode::Disabled,
+                    _ => LoginFailureCode::Mailbox,
+                };
+                let mut failure = LoginFailure::from(code);
+                if refusal.why == Why::TooMany {
+                    failure.text = "Too many sessions of this user.".to_owned();
+                }
+                self.session.resume(Outcome::LoginFailed(failure), Instant::now());
+                Next::Go
+            }
+        }
+    }
+
     async fn open(&mut self) {
         let broken = || Outcome::LoginFailed(LoginFailure::from(LoginFailureCode::Mailbox));
         let Some(who) = self.welcome.clone() else {
@@ -261,9 +392,10 @@ impl Host {
         let shared = Arc::clone(&self.shared);
         let places = self.live.places.clone();
         let user = who.user.clone();
-        let opened = self.shared.files.run(move || Inbox::open(&shared, &places, &who)).await;
+        let open = move || anyhow::Ok(Opened::open(&places.open(&shared.store, &who)?)?);
+        let opened = self.shared.files.run(open).await;
         let outcome = match opened {
-            Some(Ok((mail, maildrop))) => {
+            Some(Ok(Opened { inbox, maildrop, .. })) => {
                 tracing::info!(
                     session = %self.peer.session,
                     user,
@@ -273,11 +405,11 @@ impl Host {
                     messages = maildrop.count(),
                     "pop3 login"
                 );
-                self.drop = Some(Box::new(mail));
+                self.drop = Some(inbox);
                 Outcome::Opened(maildrop)
             }
             Some(Err(error)) => {
-                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail");
+                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail; run `postern doctor`");
                 let locked = matches!(error.downcast_ref(), Some(maildir::Error::Locked(_)));
                 let code = if locked { LoginFailureCode::InUse } else { LoginFailureCode::Mailbox };
                 Outcome::LoginFailed(LoginFailure::from(code))

@@ -11,13 +11,14 @@ use auth_client::{AuthClient, Config as AuthConfig};
 use boot::{Admission, Control, Drain, DrainToken, Event, Sockets};
 use conf::{ImapSlice, ListenerTls, TlsVersion};
 use tls_config::{Acceptor, MinimumVersion, Options, Tls};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinHandle;
 
 use crate::account::Places;
 use crate::budget::Budget;
+use crate::delivery;
 use crate::files::Files;
-use crate::login::{Daemon, Logins};
+use crate::login::{Daemon, Logins, Nobody};
 use crate::stream::Connection;
 use crate::{imap_host, pop3_host};
 
@@ -33,13 +34,28 @@ const MECHANISMS_FIRST: [&str; 2] = ["PLAIN", "LOGIN"];
 pub(crate) struct Shared {
     live: ArcSwap<Live>,
     pub(crate) store: maildir::Store,
-    pub(crate) imap_tls: Acceptor,
-    pub(crate) pop3_tls: Acceptor,
+    /// None where sessions only come handed over.
+    pub(crate) tls: Option<Doors>,
     pub(crate) budget: Budget,
     pub(crate) files: Files,
-    tls: Tls,
     admission: Admission,
     connections: AtomicU64,
+}
+
+/// What TLS needs.
+pub(crate) struct Doors {
+    certificates: Tls,
+    pub(crate) imap: Acceptor,
+    pub(crate) pop3: Acceptor,
+}
+
+impl Doors {
+    fn new(slice: &ImapSlice) -> anyhow::Result<Self> {
+        let certificates = Tls::new(&pairs(slice), tls_options(slice)).context("loading the certificates")?;
+        let imap = certificates.acceptor("imap", &["imap"])?;
+        let pop3 = certificates.acceptor("pop3", &["pop3"])?;
+        Ok(Self { certificates, imap, pop3 })
+    }
 }
 
 /// What a reload replaces; a connection keeps what it began with.
@@ -48,7 +64,7 @@ pub(crate) struct Live {
     pub(crate) pop3: Arc<pop3::Config>,
     pub(crate) places: Places,
     pub(crate) logins: Arc<dyn Logins>,
-    slice: Arc<ImapSlice>,
+    pub(crate) slice: Arc<ImapSlice>,
 }
 
 /// The two ends of a connection.
@@ -106,7 +122,13 @@ impl Live {
 
 fn daemon(slice: &ImapSlice) -> Arc<dyn Logins> {
     let sockets = &slice.auth;
-    Arc::new(Daemon(AuthClient::new(AuthConfig::new(&sockets.login, &sockets.session, &sockets.userdb))))
+    let client = AuthClient::new(AuthConfig::new(&sockets.login, &sockets.session, &sockets.userdb));
+    Arc::new(Daemon { client, keeps: slice.broker.is_some() })
+}
+
+/// Whether anybody but the SMTP server may connect.
+fn has_clients(slice: &ImapSlice) -> bool {
+    !(slice.imap.listener.is_empty() && slice.pop3.listener.is_empty())
 }
 
 fn tls_options(slice: &ImapSlice) -> Options {
@@ -133,9 +155,9 @@ impl Shared {
         admission: Admission,
         logins: Option<Arc<dyn Logins>>,
     ) -> anyhow::Result<Arc<Self>> {
-        let tls = Tls::new(&pairs(&slice), tls_options(&slice)).context("loading the certificates")?;
-        let imap_tls = tls.acceptor("imap", &["imap"])?;
-        let pop3_tls = tls.acceptor("pop3", &["pop3"])?;
+        // A daemon that only takes deliveries has no certificate.
+        let needs_tls = has_clients(&slice) || !slice.tls.certificates.is_empty();
+        let tls = if needs_tls { Some(Doors::new(&slice)?) } else { None };
         let store = maildir::Store::new(maildir::Options::default()).context("starting the mail store")?;
         admission.set_limits(slice.limits.connections, slice.limits.connections_per_address);
         let logins = logins.unwrap_or_else(|| daemon(&slice));
@@ -143,14 +165,34 @@ impl Shared {
         Ok(Arc::new(Self {
             live: ArcSwap::from_pointee(live),
             store,
-            imap_tls,
-            pop3_tls,
+            tls,
             budget: Budget::new(MESSAGE_MEMORY),
             files: Files::new(),
-            tls,
             admission,
             connections: AtomicU64::new(0),
         }))
+    }
+
+    /// For sessions that are handed over: nobody logs in here.
+    pub(crate) fn hosting(slice: ImapSlice) -> anyhow::Result<Arc<Self>> {
+        let store = maildir::Store::new(maildir::Options::default()).context("starting the mail store")?;
+        let live = Live::new(slice, &MECHANISMS_FIRST.map(str::to_owned), Arc::new(Nobody));
+        Ok(Arc::new(Self {
+            live: ArcSwap::from_pointee(live),
+            store,
+            tls: None,
+            budget: Budget::new(MESSAGE_MEMORY),
+            files: Files::new(),
+            admission: Admission::new(0, 0),
+            connections: AtomicU64::new(0),
+        }))
+    }
+
+    /// What the daemon has counted, for metrics.
+    fn report(&self, to: &mut Vec<boot::figures::Sample>) {
+        for (service, counts) in self.tls.iter().flat_map(|doors| doors.certificates.handshakes()) {
+            boot::figures::handshakes(&service, &counts.done, &counts.failed, to);
+        }
     }
 
     /// The settings of this moment.
@@ -159,12 +201,22 @@ impl Shared {
     }
 
     /// Takes new settings; when anything is wrong nothing changes.
-    fn reload(&self, slice: ImapSlice) -> anyhow::Result<()> {
-        self.tls.replace(&pairs(&slice), tls_options(&slice)).context("loading the certificates")?;
+    pub(crate) fn reload(&self, slice: ImapSlice) -> anyhow::Result<()> {
+        if let Some(doors) = &self.tls {
+            doors
+                .certificates
+                .replace(&pairs(&slice), tls_options(&slice))
+                .context("loading the certificates")?;
+        } else if has_clients(&slice) {
+            anyhow::bail!("this server was started without a certificate; restart it to speak TLS");
+        }
         self.admission.set_limits(slice.limits.connections, slice.limits.connections_per_address);
         let before = self.live();
-        let logins =
-            if slice.auth == before.slice.auth { Arc::clone(&before.logins) } else { daemon(&slice) };
+        let logins = if slice.auth == before.slice.auth && slice.broker == before.slice.broker {
+            Arc::clone(&before.logins)
+        } else {
+            daemon(&slice)
+        };
         let mechanisms = before.imap.mechanisms.clone();
         self.live.store(Arc::new(Live::new(slice, &mechanisms, logins)));
         Ok(())
@@ -218,6 +270,11 @@ impl Listeners {
                 tracing::debug!(listener = name, address = ?listener.local_addr().ok(), "listening");
                 tasks.push(tokio::spawn(accept(Arc::clone(shared), listener, door, Arc::clone(drain))));
             }
+        }
+        for socket in sockets.take_unix(delivery::SOCKET) {
+            socket.set_nonblocking(true)?;
+            let listener = UnixListener::from_std(socket).context("listening for deliveries")?;
+            tasks.push(tokio::spawn(delivery::accept(Arc::clone(shared), listener, Arc::clone(drain))));
         }
         for name in sockets.names() {
             tracing::warn!(listener = name, "a socket without a listener in the settings");
@@ -284,10 +341,11 @@ async fn connection(
     let implicit = door.tls == ListenerTls::Implicit;
     if implicit {
         let acceptor = match door.protocol {
-            Protocol::Imap => &shared.imap_tls,
-            Protocol::Pop3 => &shared.pop3_tls,
+            Protocol::Imap => shared.tls.as_ref().map(|doors| &doors.imap),
+            Protocol::Pop3 => shared.tls.as_ref().map(|doors| &doors.pop3),
         };
         // Boxed: the handshake's state is large, and the connection lives long after it.
+        let Some(acceptor) = acceptor else { return };
         if let Err(error) = Box::pin(connection.start_tls(acceptor)).await {
             tracing::debug!(session = peer.session, %remote, %error, "no TLS");
             return;
@@ -311,6 +369,8 @@ pub(crate) async fn run(slice: ImapSlice, mut sockets: Sockets, mut control: Con
         .with_gauges(control.gauges());
     let mut grace = slice.grace_time;
     let shared = Shared::new(slice, admission, None)?;
+    let counted = Arc::clone(&shared);
+    control.gauges().report(move |samples| counted.report(samples));
     let drain = Arc::new(Drain::new());
     let mut listeners = Listeners::start(&shared, &mut sockets, &drain)?;
     let asking = tokio::spawn(ask_for_mechanisms(Arc::clone(&shared)));

@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use boot::courier::{self, Kind};
 use tls_config::{Acceptor, ChannelBinding, HandshakeError, TlsStream};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
+use tokio::net::{TcpStream, UnixStream};
 
 /// Bytes read at once.
 const READ: usize = 16 << 10;
@@ -26,6 +27,8 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// A client whom a front has handed over.
+    Handed(Box<Handed>),
     /// Between the two, and after a failed handshake.
     Closed,
 }
@@ -35,6 +38,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Self::Handed(handed) => handed.poll_read(cx, buf),
             Self::Closed => Poll::Ready(Ok(())),
         }
     }
@@ -45,6 +49,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+            Self::Handed(handed) => Pin::new(&mut handed.stream).poll_write(cx, bytes),
             Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -53,6 +58,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Self::Handed(handed) => Pin::new(&mut handed.stream).poll_flush(cx),
             Self::Closed => Poll::Ready(Ok(())),
         }
     }
@@ -61,8 +67,88 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Self::Handed(handed) => Pin::new(&mut handed.stream).poll_shutdown(cx),
             Self::Closed => Poll::Ready(Ok(())),
         }
+    }
+}
+
+/// The mailbox process's end of a hand-over: client bytes come in records, ours go out as they are.
+struct Handed {
+    stream: UnixStream,
+    header: [u8; courier::HEADER],
+    /// Bytes of the header that are there.
+    have: usize,
+    /// Client bytes left in the record.
+    left: usize,
+    /// The front wants the session to end with a word.
+    drain: bool,
+}
+
+impl Handed {
+    /// No bytes: the end, or (see `drain`) the wish for one.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.left == 0 {
+            let space = self.header.get_mut(self.have..).unwrap_or_default();
+            let mut header = ReadBuf::new(space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut header))?;
+            match header.filled().len() {
+                0 if self.have == 0 => return Poll::Ready(Ok(())),
+                0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                count => self.have += count,
+            }
+            if self.have < courier::HEADER {
+                continue;
+            }
+            self.have = 0;
+            match courier::header(self.header)? {
+                (Kind::Data, length) => self.left = length,
+                (Kind::Drain, _) => {
+                    self.drain = true;
+                    return Poll::Ready(Ok(()));
+                }
+                _ => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            }
+        }
+        let room = buf.remaining().min(self.left);
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+        let count = part.filled().len();
+        buf.advance(count);
+        self.left -= count;
+        if count == 0 { Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())) } else { Poll::Ready(Ok(())) }
+    }
+}
+
+/// The client's end for reading, beside a [`Writer`].
+pub(crate) struct Reader<'a>(ReadHalf<&'a mut Stream>);
+
+/// The client's end for writing.
+pub(crate) struct Writer<'a>(WriteHalf<&'a mut Stream>);
+
+impl Reader<'_> {
+    /// Reads once; gives a record of data, or nothing at the end. Cancel-safe.
+    pub(crate) async fn record(&mut self) -> io::Result<Vec<u8>> {
+        let reader = &mut self.0;
+        std::future::poll_fn(|cx| {
+            let mut space = [0u8; READ];
+            let mut buffer = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut *reader).poll_read(cx, &mut buffer))?;
+            let bytes = buffer.filled();
+            Poll::Ready(Ok(if bytes.is_empty() { Vec::new() } else { courier::data(bytes) }))
+        })
+        .await
+    }
+}
+
+impl Writer<'_> {
+    /// Writes everything within this time.
+    pub(crate) async fn write(&mut self, bytes: &[u8], limit: Duration) -> io::Result<()> {
+        let write = async {
+            self.0.write_all(bytes).await?;
+            self.0.flush().await
+        };
+        tokio::time::timeout(limit, write).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 }
 
@@ -88,6 +174,26 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self { stream: Stream::Plain(stream), out: Vec::new(), received: 0, sent: 0 }
+    }
+
+    /// A client whom a front has handed over.
+    pub(crate) fn handed(stream: UnixStream) -> Self {
+        let handed = Handed { stream, header: [0; courier::HEADER], have: 0, left: 0, drain: false };
+        Self { stream: Stream::Handed(Box::new(handed)), out: Vec::new(), received: 0, sent: 0 }
+    }
+
+    /// Whether the last read ended because the front wants the session to end with a word. Tells it once.
+    pub(crate) fn is_to_end(&mut self) -> bool {
+        match &mut self.stream {
+            Stream::Handed(handed) => std::mem::take(&mut handed.drain),
+            _ => false,
+        }
+    }
+
+    /// The two directions, to be used at once.
+    pub(crate) fn halves(&mut self) -> (Reader<'_>, Writer<'_>) {
+        let (reader, writer) = tokio::io::split(&mut self.stream);
+        (Reader(reader), Writer(writer))
     }
 
     /// The server's side of the handshake. After an error only dropping makes sense.

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::deliver::{Completion, Delivered, Envelope, Incoming, Target};
+use crate::figures::Figures;
 use crate::id::SessionId;
 use crate::login::{self, Progress, Reason, Waiting};
 use crate::policy::{Policy, Service};
@@ -36,6 +37,7 @@ pub(crate) struct Context {
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
     pub(crate) drain: DrainToken,
+    pub(crate) figures: Arc<Figures>,
 }
 
 /// The byte stream, before and after TLS.
@@ -228,7 +230,7 @@ impl Connection {
         let names = match self.context.auth.mechanisms().await {
             Ok(listed) => login::announced(&listed, &self.secrecy.bindings),
             Err(error) => {
-                tracing::warn!(session = %self.id, %error, "mechanisms unknown");
+                tracing::warn!(session = %self.id, %error, "mechanisms unknown; run `postern doctor`");
                 login::USUAL_MECHANISMS.map(str::to_owned).to_vec()
             }
         };
@@ -267,13 +269,14 @@ impl Connection {
                 outcome
             }
             Progress::LoggedIn(user, outcome) => {
-                tracing::info!(%session, %client, %user, "logged in");
+                // What was decided stands in the log line of the authentication daemon, under the same session.
+                tracing::debug!(%session, %client, %user, "logged in");
                 self.user = Some(user);
                 outcome
             }
             Progress::Failed(outcome, Reason::Refused(failure)) => {
                 let user = failure.user.as_deref().unwrap_or("-");
-                tracing::info!(%session, %client, user, code = ?failure.code, "login refused");
+                tracing::debug!(%session, %client, user, code = ?failure.code, "login refused");
                 outcome
             }
             Progress::Failed(outcome, Reason::NoLogin(user)) => {
@@ -281,7 +284,7 @@ impl Connection {
                 outcome
             }
             Progress::Failed(outcome, Reason::Outage(why)) => {
-                tracing::warn!(%session, %client, why, "login not decided");
+                tracing::warn!(%session, %client, why, "login not decided; run `postern doctor`");
                 outcome
             }
         }
@@ -308,6 +311,7 @@ impl Connection {
                 Outcome::Accept
             }
             Verdict::Refused(reply) => {
+                self.context.figures.recipient_refused();
                 tracing::info!(session = %self.id, client = %self.context.peer.ip(), from = %transaction.mail.from,
                     to = %path, user = self.user.as_deref().unwrap_or("-"), code = reply.code(), why = reply.text(),
                     "recipient refused");
@@ -349,8 +353,8 @@ impl Connection {
             date: &date,
         });
         let submission = self.context.service.session.kind == Kind::Submission;
-        let complete = submission.then(|| Completion { date, id, hostname: hostname.clone() });
-        Envelope { return_path: trace::return_path(&transaction.mail.from, utf8), received, complete }
+        let complete = submission.then(|| Completion { date, id: id.clone(), hostname: hostname.clone() });
+        Envelope { id, return_path: trace::return_path(&transaction.mail.from, utf8), received, complete }
     }
 
     async fn message(&mut self) -> Outcome {
@@ -365,6 +369,7 @@ impl Connection {
         let (from, user) = (&transaction.mail.from, self.user.as_deref().unwrap_or("-"));
         let results = match incoming.finish(each).await {
             Delivered::Refused(reply) => {
+                self.context.figures.message(reply.code(), 0);
                 tracing::info!(%id, %client, %from, user, size, code = reply.code(), why = reply.text(),
                     "message refused");
                 return if each {
@@ -399,6 +404,8 @@ impl Connection {
             let took = started.elapsed();
             tracing::info!(%id, %client, %from, user, size, to = delivered.join(","), ?took, "message delivered");
         }
+        let code = replies.iter().map(Reply::code).max().unwrap_or(250);
+        self.context.figures.message(code, delivered.len());
         if each {
             return Outcome::Each(replies);
         }

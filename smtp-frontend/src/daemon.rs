@@ -43,6 +43,8 @@ async fn run(start: Start) -> anyhow::Result<()> {
         .with_gauges(control.gauges());
     let mut auth = AuthLink::new(&slice.auth);
     let server = Server::new(&slice, auth.client(), admission)?;
+    let counted = server.clone();
+    control.gauges().report(move |samples| counted.report(samples));
     let drain = Drain::new();
     let mut listeners = listen(&server, adopt(&slice, &mut sockets)?, &drain);
     control.ready().await;

@@ -7,11 +7,14 @@
 //! Partly:    SMTP has one answer for all, so one recipient's trouble fails all. LMTP answers each.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use boot::courier::{self, Why};
 use maildir::{Delivery, Maildir, Staged};
 use smtp::{Reply, Status};
 
+use crate::channel::{Channel, Trouble};
 use crate::trace::{self, Header};
 
 /// Message bytes collected before they go to disk.
@@ -22,13 +25,23 @@ const PIECE: usize = 64 * 1024;
 pub(crate) struct Target {
     /// Canonical user name.
     pub(crate) user: String,
-    /// Root of the Maildir.
-    pub(crate) maildir: PathBuf,
+    pub(crate) place: Place,
+}
+
+/// Where mail is written.
+#[derive(Clone, Debug, Eq, PartialEq, Hash)]
+pub(crate) enum Place {
+    /// By this process, into the Maildir with this root.
+    Folder(PathBuf),
+    /// By the process behind this socket, for the user of this name.
+    Channel { socket: Arc<Path>, user: String, service: &'static str },
 }
 
 /// The fields put in front of the message.
 #[derive(Clone, Debug)]
 pub(crate) struct Envelope {
+    /// Names the message in the log.
+    pub(crate) id: String,
     /// `Return-Path:`, first of all.
     pub(crate) return_path: String,
     /// `Received:`.
@@ -86,10 +99,45 @@ struct Copy {
 #[derive(Debug)]
 enum State {
     Waiting,
-    Open(Box<Delivery>),
+    Open(Sink),
     Staged(Box<Staged>),
+    /// On disk, in other hands.
+    Ready(Channel),
     Done,
     Failed(Failure),
+}
+
+/// What a copy is written to.
+#[derive(Debug)]
+enum Sink {
+    Folder(Box<Delivery>),
+    Channel(Channel),
+}
+
+impl Sink {
+    fn open(place: &Place, message: &str) -> Result<Self, Failure> {
+        match place {
+            Place::Folder(root) => {
+                let delivery = Maildir::open_or_create(root).and_then(|maildir| maildir.delivery())?;
+                Ok(Self::Folder(Box::new(delivery)))
+            }
+            Place::Channel { socket, user, service } => {
+                let asked = courier::Delivery {
+                    recipient: user.clone(),
+                    service: (*service).to_owned(),
+                    session: message.to_owned(),
+                };
+                Ok(Self::Channel(Channel::open(socket, asked)?))
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        match self {
+            Self::Folder(delivery) => Ok(delivery.write(bytes)?),
+            Self::Channel(channel) => Ok(channel.write(bytes)?),
+        }
+    }
 }
 
 impl Incoming {
@@ -98,7 +146,7 @@ impl Incoming {
         let mut known = HashMap::new();
         let mut recipients = Vec::with_capacity(targets.len());
         for target in targets {
-            let index = *known.entry(target.maildir.clone()).or_insert(copies.len());
+            let index = *known.entry(target.place.clone()).or_insert(copies.len());
             if index == copies.len() {
                 copies.push(Copy { target, state: State::Waiting });
             }
@@ -189,10 +237,10 @@ impl Incoming {
             self.open(&pending, whole);
         }
         for copy in &mut self.copies {
-            if let State::Open(delivery) = &mut copy.state
-                && let Err(error) = delivery.write(&pending)
+            if let State::Open(sink) = &mut copy.state
+                && let Err(failure) = sink.write(&pending)
             {
-                copy.state = State::Failed(error.into());
+                copy.state = State::Failed(failure);
             }
         }
     }
@@ -212,25 +260,35 @@ impl Incoming {
         }
         for copy in &mut self.copies {
             let own = format!("{}{}", self.envelope.return_path, trace::delivered_to(&copy.target.user));
-            let opened = Maildir::open_or_create(&copy.target.maildir).and_then(|maildir| {
-                let mut delivery = maildir.delivery()?;
-                delivery.write(own.as_bytes())?;
-                delivery.write(common.as_bytes())?;
-                Ok(delivery)
+            let opened = Sink::open(&copy.target.place, &self.envelope.id).and_then(|mut sink| {
+                sink.write(format!("{own}{common}").as_bytes())?;
+                Ok(sink)
             });
             copy.state = match opened {
-                Ok(delivery) => State::Open(Box::new(delivery)),
-                Err(error) => State::Failed(error.into()),
+                Ok(sink) => State::Open(sink),
+                Err(failure) => State::Failed(failure),
             };
         }
     }
 
     fn stage(&mut self) {
+        // Others sync their copies while this process syncs its own.
+        for copy in &mut self.copies {
+            if let State::Open(Sink::Channel(channel)) = &mut copy.state
+                && let Err(trouble) = channel.stage()
+            {
+                copy.state = State::Failed(trouble.into());
+            }
+        }
         for copy in &mut self.copies {
             copy.state = match std::mem::replace(&mut copy.state, State::Waiting) {
-                State::Open(delivery) => match delivery.finish() {
+                State::Open(Sink::Folder(delivery)) => match delivery.finish() {
                     Ok(staged) => State::Staged(Box::new(staged)),
                     Err(error) => State::Failed(error.into()),
+                },
+                State::Open(Sink::Channel(mut channel)) => match channel.staged() {
+                    Ok(()) => State::Ready(channel),
+                    Err(trouble) => State::Failed(trouble.into()),
                 },
                 other => other,
             };
@@ -249,6 +307,13 @@ impl Incoming {
                 }
             }
             return;
+        }
+        for copy in &mut self.copies {
+            if let State::Ready(channel) = &mut copy.state
+                && let Err(trouble) = channel.commit()
+            {
+                copy.state = State::Failed(trouble.into());
+            }
         }
         let mut staged = Vec::new();
         let mut owners = Vec::new();
@@ -271,6 +336,14 @@ impl Incoming {
                 _ => State::Done,
             };
         }
+        for copy in &mut self.copies {
+            if let State::Ready(channel) = &mut copy.state {
+                copy.state = match channel.done() {
+                    Ok(()) => State::Done,
+                    Err(trouble) => State::Failed(trouble.into()),
+                };
+            }
+        }
     }
 }
 
@@ -289,14 +362,31 @@ impl Failure {
 impl From<maildir::Error> for Failure {
     fn from(error: maildir::Error) -> Self {
         let reply = match &error {
-            maildir::Error::NoSpace(_) => Reply::new(452, Status(4, 3, 1), "Insufficient system storage"),
-            maildir::Error::OverQuota => Reply::new(452, Status(4, 2, 2), "Mailbox is full"),
+            maildir::Error::NoSpace(_) => NO_SPACE,
+            maildir::Error::OverQuota => FULL,
             _ => LATER,
         };
         Self { reply, is_minor: matches!(error, maildir::Error::OverQuota), text: error.to_string() }
     }
 }
 
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        let why = match &trouble {
+            Trouble::Refused(refusal) => refusal.why,
+            Trouble::Lost(_) => Why::Temporary,
+        };
+        let reply = match why {
+            Why::NoSpace => NO_SPACE,
+            Why::OverQuota => FULL,
+            _ => LATER,
+        };
+        Self { reply, is_minor: why == Why::OverQuota, text: trouble.to_string() }
+    }
+}
+
+const NO_SPACE: Reply = Reply::new(452, Status(4, 3, 1), "Insufficient system storage");
+const FULL: Reply = Reply::new(452, Status(4, 2, 2), "Mailbox is full");
 const LATER: Reply = Reply::new(451, Status(4, 3, 0), "Delivery failed for now, try again later");
 
 /// Runs file work on a blocking thread; `None` when that thread panicked.
@@ -312,18 +402,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn envelope(complete: bool) -> Envelope {
         let complete =
             complete.then(|| Completion { date: "D".into(), id: "i.1".into(), hostname: "h".into() });
-        Envelope { return_path: "Return-Path: <>\r\n".into(), received: "Received: x\r\n".into(), complete }
+        Envelope {
+            id: "i.1".into(),
+            return_path: "Return-Path: <>\r\n".into(),
+            received: "Received: x\r\n".into(),
+            complete,
+        }
     }
 
     fn target(root: &Path, user: &str) -> Target {
-        Target { user: user.into(), maildir: root.join(user).join("Maildir") }
+        Target { user: user.into(), place: Place::Folder(root.join(user).join("Maildir")) }
     }
 
     fn stored(root: &Path, user: &str) -> Vec<String> {

@@ -9,9 +9,11 @@
 
 #![forbid(unsafe_code)]
 
+mod channel;
 mod connection;
 mod daemon;
 mod deliver;
+mod figures;
 mod id;
 mod location;
 mod login;

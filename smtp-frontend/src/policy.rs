@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use conf::{SmtpKind, SmtpSlice, TlsVersion};
@@ -33,6 +34,10 @@ pub(crate) struct Policy {
     pub(crate) local: LocalDomains,
     /// Who reads the postmaster's mail where no user has that name.
     pub(crate) postmaster: Option<String>,
+    /// Mail is handed over here; `None`: this process writes it.
+    pub(crate) delivery: Option<Arc<Path>>,
+    /// Mailboxes of system users: first and last uid that may have mail (0: no limit).
+    uids: Option<(u32, u32)>,
     inbound: Service,
     submission: Service,
     lmtp: Service,
@@ -86,6 +91,15 @@ impl LocalDomains {
 }
 
 impl Policy {
+    /// Whether an account with this uid may have mail.
+    pub(crate) fn may_have_mail(&self, uid: u32) -> bool {
+        match self.uids {
+            Some((first, last)) => uid != 0 && uid >= first && (last == 0 || uid <= last),
+            // One account has all mail, whatever the user database says.
+            None => true,
+        }
+    }
+
     /// Finds what is wrong with a configuration apart from its certificates, before anything is changed.
     pub(crate) fn check(slice: &SmtpSlice) -> Result<(), Error> {
         LocalDomains::new(slice)?;
@@ -120,6 +134,9 @@ impl Policy {
             hostname: slice.hostname.clone(),
             local: LocalDomains::new(slice)?,
             postmaster: slice.smtp.postmaster.clone(),
+            delivery: slice.delivery.as_deref().map(Arc::from),
+            uids: (slice.mail.mailboxes == conf::Mailboxes::System)
+                .then_some((slice.mail.first_valid_uid, slice.mail.last_valid_uid)),
             inbound: service(Kind::Inbound, "smtp")?,
             submission: service(Kind::Submission, "submission")?,
             lmtp: service(Kind::Lmtp, "lmtp")?,

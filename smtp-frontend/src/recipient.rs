@@ -5,11 +5,12 @@
 //! Never:     a 250 for a message that has nowhere to go: without a queue nothing is relayed, whoever asks.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use auth_client::AuthClient;
 use smtp::{ForwardPath, Reply, Status};
 
-use crate::deliver::Target;
+use crate::deliver::{Place, Target};
 use crate::location;
 use crate::policy::Policy;
 
@@ -29,7 +30,7 @@ pub(crate) async fn resolve(
     auth: &AuthClient,
     path: &ForwardPath,
     own_ip: IpAddr,
-    service: &str,
+    service: &'static str,
 ) -> Verdict {
     let (local, domain) = match path {
         ForwardPath::Postmaster => ("postmaster", policy.local.main()),
@@ -39,29 +40,42 @@ pub(crate) async fn resolve(
         },
     };
     for name in candidates(local, domain) {
-        if let Some(verdict) = look_up(auth, &name, service).await {
+        if let Some(verdict) = look_up(policy, auth, &name, service).await {
             return verdict;
         }
     }
     let Some(stand_in) = policy.postmaster.as_deref().filter(|_| is_postmaster(local)) else {
         return Verdict::Refused(UNKNOWN);
     };
-    look_up(auth, stand_in, service).await.unwrap_or_else(|| {
+    look_up(policy, auth, stand_in, service).await.unwrap_or_else(|| {
         tracing::error!(postmaster = stand_in, "smtp.postmaster is not a user: its mail is put off");
         Verdict::Refused(OUTAGE)
     })
 }
 
 /// Asks for one name; `None` when no user has it.
-async fn look_up(auth: &AuthClient, name: &str, service: &str) -> Option<Verdict> {
+async fn look_up(policy: &Policy, auth: &AuthClient, name: &str, service: &'static str) -> Option<Verdict> {
     match auth.user(name, service).await {
-        Ok(Some(user)) => match location::maildir_root(user.mail.as_deref(), user.home.as_deref()) {
-            Some(maildir) => Some(Verdict::Local(Target { user: user.user, maildir })),
-            None => {
-                tracing::error!(user = %user.user, mail = ?user.mail, home = ?user.home, "user has no usable Maildir");
-                Some(Verdict::Refused(OUTAGE))
+        // Accounts that may have no mail, such as root: a 250 to them could not be kept.
+        Ok(Some(user)) if !user.uid.is_none_or(|uid| policy.may_have_mail(uid)) => None,
+        Ok(Some(user)) => {
+            let place = match &policy.delivery {
+                // Where that is, is nothing to this process.
+                Some(socket) => {
+                    let (socket, user) = (Arc::clone(socket), user.user.clone());
+                    Some(Place::Channel { socket, user, service })
+                }
+                None => location::maildir_root(user.mail.as_deref(), user.home.as_deref()).map(Place::Folder),
+            };
+            match place {
+                Some(place) => Some(Verdict::Local(Target { user: user.user, place })),
+                None => {
+                    tracing::error!(user = %user.user, mail = ?user.mail, home = ?user.home,
+                        "user has no usable Maildir");
+                    Some(Verdict::Refused(OUTAGE))
+                }
             }
-        },
+        }
         Ok(None) => None,
         Err(error) => {
             tracing::warn!(recipient = %name, %error, "user look-up failed");

@@ -11,6 +11,7 @@ use tls_config::Tls;
 use tokio::net::TcpStream;
 
 use crate::connection::{self, Context};
+use crate::figures::Figures;
 use crate::policy::{Error, Policy, load_tls};
 
 /// An SMTP server. Cheap to clone; clones share everything.
@@ -22,6 +23,7 @@ struct Inner {
     current: ArcSwap<Generation>,
     admission: Admission,
     tls: Mutex<Option<Tls>>,
+    figures: Arc<Figures>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,8 @@ impl Server {
         let policy = Arc::new(Policy::new(slice, tls.as_ref())?);
         admission.set_limits(slice.limits.connections, slice.limits.connections_per_address);
         let current = ArcSwap::from_pointee(Generation { policy, auth });
-        Ok(Self(Arc::new(Inner { current, admission, tls: Mutex::new(tls) })))
+        let figures = Arc::default();
+        Ok(Self(Arc::new(Inner { current, admission, tls: Mutex::new(tls), figures })))
     }
 
     /// New settings and certificates for new connections; those that are there keep the settings they began with.
@@ -58,6 +61,15 @@ impl Server {
         self.0.admission.set_limits(slice.limits.connections, slice.limits.connections_per_address);
         self.0.current.store(Arc::new(Generation { policy, auth }));
         Ok(())
+    }
+
+    /// What the server has counted, for metrics.
+    pub(crate) fn report(&self, to: &mut Vec<boot::figures::Sample>) {
+        self.0.figures.samples(to);
+        let tls = self.0.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        for (service, counts) in tls.iter().flat_map(Tls::handshakes) {
+            boot::figures::handshakes(&service, &counts.done, &counts.failed, to);
+        }
     }
 
     /// Takes one accepted connection: turns it away, or serves it in a task of its own.
@@ -92,6 +104,7 @@ impl Server {
             peer,
             local,
             drain,
+            figures: Arc::clone(&self.0.figures),
         };
         tokio::spawn(async move {
             connection::serve(stream, kind == SmtpKind::Submissions, context).await;

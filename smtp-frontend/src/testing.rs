@@ -35,6 +35,7 @@ pub(crate) fn slice(state: &Path) -> SmtpSlice {
         limits: Limits::default(),
         tls: TlsMaterial { certificates: vec![certificate()], ..TlsMaterial::default() },
         auth: conf::AuthSockets::default(),
+        delivery: None,
     }
 }
 

@@ -164,6 +164,9 @@ fn test(place: &PlaceArgs, args: &AuthTestArgs, json: bool) -> anyhow::Result<Ex
         for (name, value) in fields {
             output::line(format!("  {name}={value}"));
         }
+        if code == exit::TEMPFAIL {
+            output::note(output::DOCTOR);
+        }
     }
     Ok(code)
 }
@@ -197,11 +200,12 @@ fn by_dovecot(
 ) -> anyhow::Result<Outcome> {
     let nonce = passwords::random_bytes::<18>()?.map(|byte| format!("{byte:02x}")).concat();
     let known = sasl::Name::parse(&args.mech);
-    let Some(mut sasl) =
-        known.and_then(|name| sasl::Client::new(name, args.user.as_bytes(), password.expose(), &nonce))
+    let Some(mut sasl) = known
+        .and_then(|name| sasl::Client::new(name, args.user.as_bytes(), password.expose(), &nonce))
+        .map(|client| client.service(&args.service, "localhost"))
     else {
         let text = format!(
-            "{} cannot be tried here; use PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1 or SCRAM-SHA-256",
+            "{} cannot be tried here; use PLAIN, LOGIN, CRAM-MD5, DIGEST-MD5, SCRAM-SHA-1, SCRAM-SHA-256 or ANONYMOUS",
             args.mech
         );
         return Err(Coded::new(exit::USAGE, text).into());
@@ -264,7 +268,11 @@ fn by_dovecot(
                     });
                 }
                 Err(Error::Unavailable(why)) => {
-                    let text = format!("no authentication daemon answers at {}: {why}", socket.display());
+                    let text = format!(
+                        "no authentication daemon answers at {}: {why}; {}",
+                        socket.display(),
+                        output::DOCTOR
+                    );
                     return Err(Coded::new(exit::TEMPFAIL, text).into());
                 }
                 Err(error) if error.is_temporary() => return Ok(Outcome::Undecided(error.to_string())),
@@ -282,10 +290,13 @@ fn by_mux(
     said: &mut Vec<String>,
 ) -> anyhow::Result<Outcome> {
     let unavailable = |error: std::io::Error| {
-        Coded::new(exit::TEMPFAIL, format!("no saslauthd answers at {}: {error}", socket.display()))
+        Coded::new(
+            exit::TEMPFAIL,
+            format!("no saslauthd answers at {}: {error}; {}", socket.display(), output::DOCTOR),
+        )
     };
-    // libsasl2 sends the realm by itself.
-    let (user, realm) = args.user.split_once('@').unwrap_or((&args.user, ""));
+    // libsasl2 sends the realm by itself: what stands behind the last `@`.
+    let (user, realm) = args.user.rsplit_once('@').unwrap_or((&args.user, ""));
     let mut bytes = Vec::new();
     for field in [user.as_bytes(), password.expose(), args.service.as_bytes(), realm.as_bytes()] {
         let Ok(length) = u16::try_from(field.len()) else {

@@ -3,11 +3,14 @@
 mod auth;
 mod completions;
 mod config;
+mod doctor;
 mod forward;
 mod hash;
 mod man;
 mod reload;
 mod run;
+mod security;
+mod setup;
 mod status;
 mod stop;
 mod user;
@@ -21,7 +24,11 @@ use clap::{CommandFactory as _, Parser as _};
 use crate::cli::{AuthDaemonCommand, Cli, Command};
 use crate::output;
 
+pub(crate) use doctor::{DoctorArgs, PROBE, probe};
 pub(crate) use forward::ForwardArgs;
+#[cfg(test)]
+pub(crate) use security::word;
+pub(crate) use setup::SetupCommand;
 
 /// Parses the arguments and does what they say.
 pub(crate) fn main() -> ExitCode {
@@ -44,12 +51,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let (place, json) = (&cli.place, cli.json);
     match cli.command {
         Command::Run(args) => run::run(place, &args, json),
-        Command::Status => status::status(place, json),
+        Command::Status(args) => status::status(place, &args, json),
         Command::Reload => reload::reload(place, json),
         Command::Stop => stop::stop(place, json),
+        Command::Doctor(args) => doctor::doctor(place, &args, json),
         Command::Config(command) => config::config(place, &command, json),
         Command::User(command) => user::user(place, &command, json),
         Command::Auth(command) => auth::auth(place, &command, json),
+        Command::Setup(command) => setup::setup(place, &command, json),
         Command::Hash(args) => hash::hash(&args, json),
         Command::AuthDaemon(AuthDaemonCommand::Forward(args)) => forward::forward(&args),
         Command::Saslauthd { flags } => Ok(crate::saslauthd::main(flags)),
@@ -128,6 +137,7 @@ mod tests {
             "postern hash verify-table f.tsv",
             "postern config show --defaults",
             "postern config reference --sample",
+            "postern doctor --user bob --password-stdin --postfix /etc/postfix --json",
             "postern completions bash",
         ] {
             assert!(parse(right).is_ok(), "{right}");

@@ -18,6 +18,7 @@ use crate::certificate::Made;
 use crate::cli::{PlaceArgs, RunArgs};
 use crate::place::Place;
 use crate::proof::{Proof, Step};
+use crate::roles::{self, Accounts};
 use crate::state::{self, FirstUser, Prepared};
 use crate::{hints, output, passwords, stack};
 
@@ -28,9 +29,7 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 pub(crate) fn run(place: &PlaceArgs, args: &RunArgs, json: bool) -> anyhow::Result<ExitCode> {
     match Place::find(place, args.asks_for_embedded(), args.run_as.as_deref())? {
         Place::File(file) => run_file(&file, args, json),
-        Place::Embedded(folder) => {
-            run_embedded(&folder, args, accounts::run_as(args.run_as.as_deref())?, json)
-        }
+        Place::Embedded(folder) => run_embedded(&folder, args, json),
     }
 }
 
@@ -44,37 +43,59 @@ fn run_file(file: &Path, args: &RunArgs, json: bool) -> anyhow::Result<ExitCode>
         Ok(settings)
     };
     let settings = read()?;
-    let account = match &settings.run_as {
-        None if accounts::is_root() => {
-            let text = "started as root, but nothing says which account the daemons run as; add a line such as \
-                        `run_as = \"postern\"` (or \"root\", if you mean it) to the file, or use --run-as";
-            return Err(Coded::new(exit::CONFIG, text).into());
-        }
-        None => None,
-        Some(name) => accounts::run_as(Some(name))?,
-    };
+    let (who, notes) = Accounts::of(&settings)?;
+    notes.iter().for_each(output::note);
+    let account = who.owner().cloned();
     state::claim(&settings.state_dir, account.as_ref())?;
     let report = Report { json, self_test: args.self_test, hints: None };
     // Taken with the rights of the folder's owner: a link or device he puts there leads root nowhere.
     let lock = accounts::acting_as(account.as_ref(), || {
         boot::StateLock::acquire(&stack::pid_file(&settings.state_dir))
     })??;
+    state::lay_out(&settings, &who)?;
+    let first = who.clone();
+    // What a reload changes about the workers' account counts at once.
+    let of = move |settings: &Settings| -> anyhow::Result<Accounts> {
+        let (who, _) = Accounts::of(settings)?;
+        if !who.keeps_files_of(&first) {
+            let text = "the accounts of the daemons have changed, and with them whose the files are: stop and start instead";
+            return Err(Coded::new(exit::CONFIG, text).into());
+        }
+        Ok(who)
+    };
     if !args.self_test {
         let hooks = Hooks { lock: Some(lock), ..Hooks::default() };
-        return Ok(supervise(read, account, None, hooks, report));
+        return Ok(supervise(read, of, None, hooks, report));
     }
     // The proof user's files are written before the daemons start, under the lock of the folder.
-    let proof = Proof::arrange(&settings, account.as_ref())?;
+    let proof = Proof::arrange(&settings, &who)?;
     let hooks = Hooks { lock: Some(lock), ..Hooks::default() };
-    Ok(supervise(read, account, Some(Proving { proof, settings }), hooks, report))
+    Ok(supervise(read, of, Some(Proving { proof, settings }), hooks, report))
 }
 
-fn run_embedded(
-    folder: &Path,
-    args: &RunArgs,
-    account: Option<Account>,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
+/// Root's daemons have an account each where these exist, unless one is named or the folder is somebody's already. `None`
+/// stands for that, an account for one account.
+fn embedded_account(folder: &Path, args: &RunArgs) -> anyhow::Result<(Option<Account>, bool)> {
+    let account = accounts::run_as(args.run_as.as_deref())?;
+    if args.run_as.is_some() || !accounts::is_root() || accounts::person_behind_sudo().is_some() {
+        return Ok((account, false));
+    }
+    if !Accounts::exist()? {
+        output::note(format!(
+            "the daemons share the account {}; for an account each, so that none can harm another, run `{}` (or: {})",
+            account.as_ref().map_or("root", |account| &account.name),
+            roles::MAKE_ACCOUNTS,
+            roles::MAKE_BY_HAND
+        ));
+        return Ok((account, false));
+    }
+    let theirs =
+        std::fs::symlink_metadata(folder).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) != 0);
+    if theirs { Ok((account, false)) } else { Ok((None, true)) }
+}
+
+fn run_embedded(folder: &Path, args: &RunArgs, json: bool) -> anyhow::Result<ExitCode> {
+    let (account, each) = embedded_account(folder, args)?;
     let hostname = args.hostname.clone().unwrap_or_default();
     if !hostname.is_empty() && !conf::is_domain(&hostname) {
         let text = format!("--hostname {hostname} is not a host name; write one such as mail.example.org");
@@ -96,8 +117,9 @@ fn run_embedded(
         None => None,
     };
     let first = FirstUser { name: args.first_user.clone(), password };
+    let who = if each { Accounts::of(&settings)?.0 } else { Accounts::one(account.as_ref()) };
     let Prepared { lock, user, generated, certificates } =
-        state::prepare(&mut settings, first, account.as_ref(), SystemTime::now())?;
+        state::prepare(&mut settings, first, &who, SystemTime::now())?;
 
     let ca = folder.join("tls/ca.pem");
     if !json {
@@ -116,6 +138,8 @@ fn run_embedded(
         }
         if let Some(account) = &account {
             output::line(format!("the daemons run as {}", account.name));
+        } else if each {
+            output::line("each daemon runs under an account of its own");
         }
         match &generated {
             Some(password) => {
@@ -140,11 +164,11 @@ fn run_embedded(
     };
     let hints =
         hints::lines(&hints::Facts { user: &user, ca: &ca, ports: Ports::new(port_base), host: &host });
-    let proof = Proof::arrange(&settings, account.as_ref())?;
+    let proof = Proof::arrange(&settings, &who)?;
     let report = Report { json, self_test: args.self_test, hints: Some(hints) };
     let hooks = Hooks { lock: Some(lock), ..Hooks::default() };
     let proving = Proving { proof, settings: settings.clone() };
-    Ok(supervise(move || Ok(settings.clone()), account, Some(proving), hooks, report))
+    Ok(supervise(move || Ok(settings.clone()), move |_| Ok(who.clone()), Some(proving), hooks, report))
 }
 
 /// What stands on the command line beats the file.
@@ -203,7 +227,7 @@ struct Report {
 /// Hands over to the supervisor; proves the stack once it is ready.
 fn supervise(
     settings: impl Fn() -> anyhow::Result<Settings>,
-    account: Option<Account>,
+    who: impl Fn(&Settings) -> anyhow::Result<Accounts>,
     proving: Option<Proving>,
     mut hooks: Hooks,
     report: Report,
@@ -220,12 +244,13 @@ fn supervise(
     let watched = Arc::clone(&proof_is_on);
     let planner = move || {
         let mut settings = settings()?;
+        let who = who(&settings)?;
         if proof_is_on.load(Ordering::SeqCst)
             && let Some(proving) = &planned
         {
             proving.proof.admit(&mut settings);
         }
-        stack::plan(&settings, account.as_ref())
+        stack::plan(&settings, &who)
     };
     if self_test {
         watch(watched);

@@ -6,8 +6,14 @@ use creds::Secret;
 
 use crate::cli::{PassdbArgs, PasswordArgs, PlaceArgs, UserCommand};
 use crate::place::Place;
+use crate::roles::Accounts;
 use crate::users::UserFile;
 use crate::{accounts, output, passwords, state};
+
+/// Whether the folder is root's: that of a stack with an account for each daemon.
+fn is_roots(folder: &std::path::Path) -> bool {
+    std::fs::symlink_metadata(folder).is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
 
 /// Changes or lists the users.
 pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyhow::Result<ExitCode> {
@@ -16,11 +22,17 @@ pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyh
         let file = UserFile::of(&settings, which.passdb.as_deref())?;
         Ok((settings, file))
     };
+    let embedded = matches!(Place::find_for_admin(place)?, Place::Embedded(_));
     let file = |which: &PassdbArgs| -> anyhow::Result<UserFile> {
         let (settings, file) = open(which)?;
         // Before the first start: what root makes here must be the daemons' own.
-        if accounts::is_root() && settings.run_as.is_some() && file.path().starts_with(&settings.state_dir) {
-            state::claim(&settings.state_dir, accounts::run_as(settings.run_as.as_deref())?.as_ref())?;
+        if accounts::is_root()
+            && file.path().starts_with(&settings.state_dir)
+            && (settings.run_as.is_some() || !embedded || is_roots(&settings.state_dir))
+            && let Ok((who, _)) = Accounts::of(&settings)
+        {
+            state::claim(&settings.state_dir, who.owner())?;
+            return Ok(file.readable_for(who));
         }
         Ok(file)
     };

@@ -10,19 +10,21 @@ mod client;
 mod message;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use boot::exit::{self, Coded};
 use conf::{
     ListenerTls, Passdb, PassdbDriver, PassdbRules, Settings, SmtpKind, Userdb, UserdbDriver, UserdbRules,
 };
 use creds::Secret;
 use creds::passwd::{Editor, NewUser};
+use nix::unistd::{Uid, User};
 
-use crate::accounts::{self, Account};
-use crate::{output, passwords};
+use crate::roles::Accounts;
+use crate::{accounts, output, passwords, state};
 
 /// Longest a step may take.
 const STEP: Duration = Duration::from_secs(20);
@@ -36,6 +38,8 @@ pub(crate) struct Proof {
     local: String,
     password: String,
     folder: PathBuf,
+    /// With mailboxes of system users: an id that is no account's.
+    uid: Option<u32>,
 }
 
 /// A step that was done.
@@ -60,9 +64,26 @@ struct Door {
     tls: ListenerTls,
 }
 
+/// Whose the proof user's mail is where every user's mail is the user's own.
+fn free_uid(settings: &Settings, who: &Accounts) -> anyhow::Result<Option<u32>> {
+    let mail = &settings.mail;
+    if mail.mailboxes != conf::Mailboxes::System {
+        return Ok(None);
+    }
+    if !who.distinct() {
+        let text = "a self-test with mail.mailboxes = \"system\" needs an account for each daemon";
+        return Err(Coded::new(exit::CONFIG, text).into());
+    }
+    let last = if mail.last_valid_uid == 0 { 59_999 } else { mail.last_valid_uid };
+    let unused = |uid: &u32| matches!(User::from_uid(Uid::from_raw(*uid)), Ok(None));
+    let free = (mail.first_valid_uid.max(1)..=last).rev().take(1000).find(unused);
+    free.map(Some)
+        .context("no uid between mail.first_valid_uid and mail.last_valid_uid is free for the self-test")
+}
+
 impl Proof {
     /// Makes the user, before the daemons start.
-    pub(crate) fn arrange(settings: &Settings, account: Option<&Account>) -> anyhow::Result<Self> {
+    pub(crate) fn arrange(settings: &Settings, who: &Accounts) -> anyhow::Result<Self> {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let local = format!("postern-proof-{}", hex(&passwords::random_bytes::<4>()?));
         let domain = settings.auth.default_domain.clone().unwrap_or_default();
@@ -73,9 +94,23 @@ impl Proof {
             local,
             password,
             folder: settings.state_dir.join(NAME),
+            uid: free_uid(settings, who)?,
         };
-        accounts::acting_as(account, || proof.make_files())??;
+        accounts::acting_as(who.owner(), || proof.make_files())??;
+        proof.give_away(who).context("cannot give the proof user's files to the daemons")?;
         Ok(proof)
+    }
+
+    /// With an account for each daemon the folder is root's, so nobody can exchange what is given away here.
+    fn give_away(&self, who: &Accounts) -> std::io::Result<()> {
+        if !who.distinct() {
+            return Ok(());
+        }
+        state::readable_for(&self.users(), who.auth.as_ref())?;
+        std::fs::set_permissions(&self.folder, std::fs::Permissions::from_mode(0o755))?;
+        let imap = who.imap.as_ref().map(|owner| (owner.uid, owner.gid));
+        let Some((uid, gid)) = self.uid.map(|uid| (uid, uid)).or(imap) else { return Ok(()) };
+        std::os::unix::fs::lchown(self.folder.join("home"), Some(uid), Some(gid))
     }
 
     fn make_files(&self) -> anyhow::Result<()> {
@@ -92,6 +127,8 @@ impl Proof {
             name: self.user.clone(),
             stored: passwords::stored("SSHA256", &self.user, &password)?,
             home: Some(home.to_string_lossy().into_owned()),
+            uid: self.uid,
+            gid: self.uid,
             ..NewUser::default()
         };
         let mut editor = Editor::open(&self.users(), "", Duration::from_secs(1))?;
@@ -270,7 +307,7 @@ mod tests {
             ..EmbeddedOptions::default()
         };
         let settings = embedded_default(&options);
-        let proof = Proof::arrange(&settings, None).expect("made");
+        let proof = Proof::arrange(&settings, &crate::roles::Accounts::one(None)).expect("made");
         let text = std::fs::read_to_string(folder.path().join("proof/users")).expect("written");
         assert!(text.starts_with("postern-proof-") && text.contains("@mx.example.org:{SSHA256}"), "{text}");
         assert!(!text.contains(&proof.password));

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// Debian's run folder.
 pub(super) const RUN_DIR: &str = "/var/run/saslauthd";
+/// Where libsasl2 is built to look.
+const SASLDB: &str = "/etc/sasldb2";
 /// Worker processes unless `-n` says otherwise.
 const WORKERS: u32 = 5;
 /// `-n 0` is a new process for every request; this many at a time.
@@ -19,7 +21,7 @@ const CACHE_SECONDS: u64 = 28_800;
 const CACHE_KIB: u64 = 1024;
 
 /// What `-v` and the usage say can be asked for.
-pub(super) const MECHANISMS: &str = "getpwent pam rimap shadow";
+pub(super) const MECHANISMS: &str = "getpwent pam rimap sasldb shadow";
 
 /// How passwords are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,11 @@ pub(super) enum Mechanism {
     Shadow,
     /// The hash in the passwd entry.
     Getpwent,
+    /// Cyrus SASL's own user file.
+    Sasldb {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// By a login at an IMAP server.
     Rimap {
         /// Name or address of the server.
@@ -46,6 +53,7 @@ impl Mechanism {
             Self::Pam => "pam",
             Self::Shadow => "shadow",
             Self::Getpwent => "getpwent",
+            Self::Sasldb { .. } => "sasldb",
             Self::Rimap { .. } => "rimap",
         }
     }
@@ -203,9 +211,7 @@ fn mechanism(name: &str, option: Option<&str>) -> Result<Mechanism, Mistake> {
         "shadow" => Ok(Mechanism::Shadow),
         "getpwent" => Ok(Mechanism::Getpwent),
         "rimap" => rimap(option),
-        "sasldb" => mistake(
-            "-a sasldb is not supported: the passwords of sasldb2 can be kept in a passwd-file as {PLAIN} entries instead",
-        ),
+        "sasldb" => sasldb(option),
         "ldap" => mistake("-a ldap is not supported: use -a pam with pam_ldap or pam_sss"),
         "kerberos5" => mistake("-a kerberos5 is not supported: use -a pam with pam_krb5 or pam_sss"),
         "httpform" => mistake("-a httpform is not supported"),
@@ -214,6 +220,15 @@ fn mechanism(name: &str, option: Option<&str>) -> Result<Mechanism, Mistake> {
             other.escape_default()
         )),
     }
+}
+
+/// Nothing, or another file than the system's.
+fn sasldb(option: Option<&str>) -> Result<Mechanism, Mistake> {
+    let path = PathBuf::from(option.filter(|option| !option.is_empty()).unwrap_or(SASLDB));
+    if !path.is_absolute() {
+        return mistake("-O of -a sasldb is the absolute path of the file");
+    }
+    Ok(Mechanism::Sasldb { path })
 }
 
 /// `host` or `host/port`.
@@ -306,6 +321,8 @@ mod tests {
             Mechanism::Rimap { host: "mail.example.org".into(), port: 1143 }
         );
         assert_eq!(run("-O ::1 -a rimap").mechanism, Mechanism::Rimap { host: "::1".into(), port: 143 });
+        assert_eq!(run("-a SASLDB").mechanism, Mechanism::Sasldb { path: "/etc/sasldb2".into() });
+        assert_eq!(run("-a sasldb -O /srv/x").mechanism, Mechanism::Sasldb { path: "/srv/x".into() });
         // Sizes without -c mean nothing.
         assert_eq!(run("-a pam -s 64").cache, None);
     }
@@ -333,7 +350,7 @@ mod tests {
             ("-a ldap", "ldap is not supported"),
             ("-a Kerberos5", "kerberos5 is not supported"),
             ("-a httpform", "httpform is not supported"),
-            ("-a sasldb", "sasldb is not supported"),
+            ("-a sasldb -O users.db", "absolute"),
             ("-a nope", "unknown authentication mechanism: nope"),
             ("-a rimap", "-O host"),
             ("-a rimap -O h/x", "port"),

@@ -22,6 +22,7 @@ use boot::logging::{LogFormat, LogOptions};
 use boot::{ExitCode, Hooks, Plan, StateLock, exit};
 use conf::{AuthCache, AuthListener, AuthListenerKind, OnOutage, Passdb, PassdbDriver, Settings, Workers};
 
+use crate::roles::Accounts;
 use crate::{output, stack};
 use flags::{Flags, MECHANISMS, Mechanism, Wanted};
 use syslog::Forwarding;
@@ -41,7 +42,7 @@ const USAGE: &str = "\
 usage: saslauthd [options]
 
   -a <mechanism>  how passwords are checked; mandatory
-  -O <option>     option of the mechanism (rimap: host or host/port)
+  -O <option>     option of the mechanism (rimap: host or host/port; sasldb: file)
   -m <path>       run folder, absolute; the socket is `mux` in it
   -n <processes>  processes for look-ups (default 5; 0: a new one for each)
   -c              remember successes
@@ -196,14 +197,19 @@ fn take_pid_file(folder: &Path) -> anyhow::Result<StateLock> {
 
 fn plan(flags: &Flags, detached: bool) -> anyhow::Result<Plan> {
     let settings = settings(flags);
-    let mut plan = stack::plan(&settings, None)?;
+    let mut plan = stack::plan(&settings, &Accounts::one(None))?;
     // The pid file is saslauthd's, and it has no admin socket.
     (plan.control_socket, plan.pid_file) = (PathBuf::new(), PathBuf::new());
     for daemon in &mut plan.daemons {
         // A module may start a setuid helper.
         daemon.no_new_privs = flags.mechanism != Mechanism::Pam;
     }
-    let level = if flags.debug { "debug" } else { "info" };
+    let level = match (flags.debug, flags.verbose) {
+        (true, _) => "debug",
+        (false, true) => "info",
+        // saslauthd is silent about successes; a line that is thrown away at the end costs more than the login.
+        (false, false) => "info,auth::ok=warn",
+    };
     let format = match (detached, flags.debug) {
         (true, _) => LogFormat::Json,
         (false, true) => LogFormat::Human,
@@ -213,17 +219,23 @@ fn plan(flags: &Flags, detached: bool) -> anyhow::Result<Plan> {
     Ok(plan)
 }
 
+/// What saslauthd would do with these arguments, as settings of ours; or the mistake in them.
+pub(crate) fn settings_for(arguments: Vec<String>) -> Result<Settings, String> {
+    match flags::parse(arguments.into_iter().map(OsString::from)) {
+        Ok(Wanted::Run(flags)) => Ok(settings(&flags)),
+        Ok(_) => Err("they only ask for help or the version".to_owned()),
+        Err(mistake) => Err(mistake.to_string()),
+    }
+}
+
 /// The flags as settings of the authentication daemon.
 fn settings(flags: &Flags) -> Settings {
     let driver = match &flags.mechanism {
-        Mechanism::Pam => PassdbDriver::Pam {
-            // What the request names.
-            service: "%{service}".to_owned(),
-            session: false,
-            setcred: false,
-        },
-        Mechanism::Shadow => PassdbDriver::Shadow,
-        Mechanism::Getpwent => PassdbDriver::Passwd,
+        // What the request names.
+        Mechanism::Pam => PassdbDriver::pam("%{service}"),
+        Mechanism::Shadow => PassdbDriver::shadow(),
+        Mechanism::Getpwent => PassdbDriver::passwd(),
+        Mechanism::Sasldb { path } => PassdbDriver::Sasldb { path: path.clone(), realm: None },
         Mechanism::Rimap { host, port } => PassdbDriver::Imap { host: host.clone(), port: u32::from(*port) },
     };
     let mut settings = Settings {
@@ -246,7 +258,8 @@ fn settings(flags: &Flags) -> Settings {
         service: Some("other".to_owned()),
         pam_services: vec!["*".to_owned()],
         mode: 0o777,
-        join_realm: flags.join_realm,
+        // A sasldb has users of realms only: there the realm always counts.
+        join_realm: flags.join_realm || matches!(flags.mechanism, Mechanism::Sasldb { .. }),
         reply_deadline: DEADLINE,
         on_outage: OnOutage::Close,
         ..AuthListener::default()
@@ -259,6 +272,7 @@ fn settings(flags: &Flags) -> Settings {
         count: flags.workers,
         max_requests: if flags.process_per_request { 1 } else { Workers::default().max_requests },
         timeout: DEADLINE,
+        ..Workers::default()
     };
     settings
 }
@@ -295,8 +309,8 @@ mod tests {
         assert_eq!(made.auth.worker.count, 3);
         assert_eq!(settings(&flags("-a pam")).auth.cache.size, 0);
         assert_eq!(settings(&flags("-a pam -n 0")).auth.worker.max_requests, 1);
-        assert_eq!(settings(&flags("-a shadow")).auth.passdb[0].driver, PassdbDriver::Shadow);
-        assert_eq!(settings(&flags("-a GETPWENT")).auth.passdb[0].driver, PassdbDriver::Passwd);
+        assert_eq!(settings(&flags("-a shadow")).auth.passdb[0].driver, PassdbDriver::shadow());
+        assert_eq!(settings(&flags("-a GETPWENT")).auth.passdb[0].driver, PassdbDriver::passwd());
 
         let made = plan(&flags("-a pam -m /run/x"), true).expect("a plan");
         assert_eq!(made.daemons.len(), 1);

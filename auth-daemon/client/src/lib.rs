@@ -48,6 +48,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+/// The examples of the README are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod link;
 mod login;
 mod lookup;
@@ -59,7 +64,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use auth_wire::{FailCode, Field, Flags, MechName, Mechanism, Secret, Secured};
+pub use auth_wire::{Cookie, FailCode, Field, Flags, MechName, Mechanism, Secret, Secured};
 pub use login::{Exchange, Login, Step};
 pub use types::{AuthRequest, Error, Failure, UserRecord, UserRequest};
 
@@ -147,6 +152,16 @@ impl AuthClient {
         let record = lookup::ask(&self.0.session, Ask::Login { cpid, id, cookie }).await?;
         login.fetched();
         record.ok_or(Error::NoUser)
+    }
+
+    /// The same for a login that another process made: see [`Login::ticket`].
+    pub async fn session_of(&self, cpid: u32, id: u32, cookie: Cookie) -> Result<Option<UserRecord>, Error> {
+        lookup::ask(&self.0.session, Ask::Login { cpid, id, cookie }).await
+    }
+
+    /// The process that made the logins of this client pid (see "CPID" above).
+    pub fn pid_of(cpid: u32) -> u32 {
+        cpid & ((1 << login::PID_BITS) - 1)
     }
 
     /// Looks a user up by name; `None` if there is no such user.

@@ -16,7 +16,7 @@ use crate::{AuthRequest, Error, Failure};
 /// Connections made by this process so far: tells them apart and makes the CPID unique.
 static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
 /// Linux pids are below 2^22.
-const PID_BITS: u32 = 22;
+pub(crate) const PID_BITS: u32 = 22;
 
 /// Where a login stands.
 #[derive(Debug)]
@@ -48,11 +48,16 @@ impl Login {
         self.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub(crate) fn ticket(&self) -> Option<(u32, u32, Cookie)> {
+    /// What names this login to [`AuthClient::session_of`], in this process or another: client pid, id, cookie.
+    /// `None` when the server keeps no logins.
+    ///
+    /// [`AuthClient::session_of`]: crate::AuthClient::session_of
+    pub fn ticket(&self) -> Option<(u32, u32, Cookie)> {
         self.kept.cookie.map(|cookie| (self.kept.cpid, self.kept.id, cookie))
     }
 
-    pub(crate) fn fetched(&self) {
+    /// The login was fetched by its ticket: dropping it does not cancel it any more.
+    pub fn fetched(&self) {
         self.kept.fetched.store(true, Ordering::Relaxed);
     }
 }

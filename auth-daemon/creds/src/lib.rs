@@ -1,7 +1,7 @@
 //! Password schemes, stored keys and passwd-files.
 //!
 //! Purpose:   understand every stored password form Dovecot knows, check passwords against it, make new ones,
-//!            hand out what challenge-response mechanisms need, and read and edit passwd-files.
+//!            hand out what challenge-response mechanisms need, read and edit passwd-files, read Cyrus' sasldb.
 //! Formats:   Dovecot's `password-scheme.c` and `db-passwd-file.c`, crypt(5), RFC 2195, 2831, 5802, 2289.
 //! Trust:     stored strings may come from a file, SQL or LDAP, written by somebody else: every cost parameter
 //!            is capped before anything is computed, every text is parsed strictly.
@@ -31,17 +31,18 @@ mod generate;
 mod keys;
 mod otp;
 pub mod passwd;
+pub mod sasldb;
 mod scheme;
 mod secret;
 mod verify;
 
-pub use argon::Scratch;
+pub use argon::{Argon2Question, FastArgon2, Scratch};
 pub use cost::{Caps, Cost};
 pub use crypt::{Crypt, Method, NoCrypt};
 pub use generate::{Generate, generate, generate_data};
 pub use keys::{Key, KeyKind, ScramHash, ScramKeys, can_serve, cram_md5_states, digest_md5_key, key};
 pub use scheme::{Encoding, Scheme, Stored};
-pub use secret::Secret;
+pub use secret::{Secret, wipe_stack};
 pub use verify::{Policy, Verdict, Verifier, check_password_bytes};
 
 /// Why a stored string or a password cannot be used.

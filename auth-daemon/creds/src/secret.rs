@@ -5,6 +5,15 @@ use std::fmt;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroize as _;
 
+/// Overwrites what functions that have returned left on the stack. Hash functions keep the bytes they are fed in blocks of
+/// their own, which are moved about and not wiped; called where they were, this is deeper than they went.
+#[inline(never)]
+pub fn wipe_stack() {
+    let mut deep = [0_u8; 32 << 10];
+    // The compiler must believe that somebody reads it.
+    std::hint::black_box(&mut deep);
+}
+
 /// A password, a stored string or a key.
 ///
 /// `Debug` never shows the bytes, comparison takes constant time for equal lengths.

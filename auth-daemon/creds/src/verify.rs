@@ -12,8 +12,8 @@ use crate::crypt::{CryptText, Method, classify};
 use crate::encode::{CRYPT64, crypt64_value, raw, text, unhex};
 use crate::otp::OtpState;
 use crate::{
-    Caps, Cost, Crypt, Error, Key, KeyKind, Scheme, Scratch, Stored, argon, cost, cram_md5_states,
-    digest_md5_key, keys,
+    Caps, Cost, Crypt, Error, FastArgon2, Key, KeyKind, Scheme, Scratch, Stored, argon, cost,
+    cram_md5_states, digest_md5_key, keys,
 };
 
 /// What stored strings may ask for.
@@ -44,12 +44,19 @@ const CRYPT_MAX_PASSWORD: usize = 511;
 pub struct Verifier {
     policy: Policy,
     crypt: Arc<dyn Crypt + Send + Sync>,
+    argon2: Option<FastArgon2>,
 }
 
 impl Verifier {
     /// A verifier that computes crypt(3) hashes with `crypt`.
     pub fn new(policy: Policy, crypt: impl Crypt + Send + Sync + 'static) -> Verifier {
-        Verifier { policy, crypt: Arc::new(crypt) }
+        Verifier { policy, crypt: Arc::new(crypt), argon2: None }
+    }
+
+    /// The same, computing Argon2 with `fast` where that can.
+    #[must_use]
+    pub fn with_argon2(self, fast: FastArgon2) -> Verifier {
+        Verifier { argon2: Some(fast), ..self }
     }
 
     /// The policy.
@@ -60,7 +67,7 @@ impl Verifier {
     /// The same crypt(3) under another policy.
     #[must_use]
     pub fn with_policy(&self, policy: Policy) -> Verifier {
-        Verifier { policy, crypt: Arc::clone(&self.crypt) }
+        Verifier { policy, ..self.clone() }
     }
 
     /// What a verification of `stored` would cost. Computes nothing.
@@ -82,6 +89,20 @@ impl Verifier {
         password: &[u8],
         scratch: &mut Scratch,
     ) -> Result<Verdict, Error> {
+        let verdict = self.compute(stored, user, password, scratch);
+        if stored.scheme() != Scheme::Plain {
+            crate::secret::wipe_stack();
+        }
+        verdict
+    }
+
+    fn compute(
+        &self,
+        stored: &Stored<'_>,
+        user: &[u8],
+        password: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<Verdict, Error> {
         self.cost(stored)?;
         match stored.scheme() {
             Scheme::Plain => Ok(equal(password, text(stored)?.bytes())),
@@ -94,7 +115,7 @@ impl Verifier {
             | Scheme::BlfCrypt => self.crypt(stored, text(stored)?.bytes(), password),
             Scheme::Md5 if is_md5_crypt(stored) => self.crypt(stored, text(stored)?.bytes(), password),
             Scheme::Argon2 | Scheme::Argon2i | Scheme::Argon2id => {
-                argon::verify(stored, text(stored)?.bytes(), password, scratch)
+                argon::verify(stored, text(stored)?.bytes(), password, self.argon2, scratch)
             }
             Scheme::Pbkdf2 => {
                 let text = text(stored)?;

@@ -144,3 +144,24 @@ fn keys_of_stored_rows_are_the_keys_of_their_passwords() {
         }
     }
 }
+
+/// libsodium's code and the portable one are the same function, and the choice between them shows nowhere.
+#[test]
+fn both_implementations_of_argon2_agree() {
+    fn fast(question: creds::Argon2Question<'_>, out: &mut [u8]) -> bool {
+        let creds::Argon2Question { id, memory_kib, passes, salt, password } = question;
+        system_auth::argon2(system_auth::Argon2 { id, memory_kib, passes, salt, password }, out)
+    }
+    let (portable, faster) = (verifier(), verifier().with_argon2(fast));
+    let mut scratch = Scratch::default();
+    let mut checked = 0;
+    for row in rows().filter(|row| row.stored.contains("$argon2")) {
+        let Ok(stored) = Stored::parse_column(row.stored.as_bytes(), Scheme::Crypt) else { continue };
+        let mut ask = |verifier: &Verifier| {
+            verifier.verify(&stored, user(row.note).as_bytes(), row.password.as_bytes(), &mut scratch)
+        };
+        assert_eq!(ask(&portable), ask(&faster), "line {}", row.line);
+        checked += 1;
+    }
+    assert!(checked > 3, "{checked}");
+}

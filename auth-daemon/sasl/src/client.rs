@@ -1,6 +1,7 @@
 //! The client's side of the mechanisms that have a password, for tools that try a login: `postern auth test`.
 //!
-//! Standards: RFC 4616 (PLAIN), draft-murchison-sasl-login (LOGIN), RFC 2195 (CRAM-MD5), RFC 5802 and 7677 (SCRAM).
+//! Standards: RFC 4616 (PLAIN), draft-murchison-sasl-login (LOGIN), RFC 2195 (CRAM-MD5), RFC 2831 (DIGEST-MD5),
+//!            RFC 5802 and 7677 (SCRAM), RFC 4505 (ANONYMOUS: the user is the trace).
 //! Trust:     the server's challenges are checked as the standards say; a SCRAM server that asks for an unreasonable
 //!            number of iterations, or cannot prove that it knows the keys, is refused.
 //! Never:     answer a server with the password in clear unless the mechanism is PLAIN or LOGIN.
@@ -9,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::cram::{hmac_from_states, key_states};
+use crate::digest;
 use crate::scram::{Hash, prepared};
 use crate::{Name, Secret};
 
@@ -35,6 +37,9 @@ pub enum ClientError {
 pub struct Client {
     user: Vec<u8>,
     password: Secret,
+    /// `service/host`, for DIGEST-MD5.
+    uri: String,
+    nonce: String,
     state: State,
 }
 
@@ -44,16 +49,20 @@ enum State {
     LoginUser,
     LoginPassword,
     Cram,
+    Anonymous,
+    Digest,
     /// Client-first-bare.
     ScramFirst(Hash, String),
     /// What the server's last message must hold.
     ScramFinal(Vec<u8>),
+    /// The same, all of it.
+    DigestFinal(Vec<u8>),
     Done,
 }
 
 impl Client {
-    /// A client of this mechanism. `nonce`: random printable text without a comma, for SCRAM. `None`: the mechanism has
-    /// no password, or needs a channel binding.
+    /// A client of this mechanism. `nonce`: random printable text without a comma, for SCRAM and DIGEST-MD5. `None`: the
+    /// mechanism needs a channel binding or a challenge of another protocol.
     pub fn new(mechanism: Name, user: &[u8], password: &[u8], nonce: &str) -> Option<Client> {
         let scram = |hash| {
             // RFC 5802 §5.1: these two are the only characters to be escaped.
@@ -64,11 +73,26 @@ impl Client {
             Name::Plain => State::Plain,
             Name::Login => State::LoginUser,
             Name::CramMd5 => State::Cram,
+            Name::DigestMd5 => State::Digest,
+            Name::Anonymous => State::Anonymous,
             Name::ScramSha1 => scram(Hash::Sha1),
             Name::ScramSha256 => scram(Hash::Sha256),
             _ => return None,
         };
-        Some(Client { user: user.to_vec(), password: Secret::new(password.to_vec()), state })
+        Some(Client {
+            user: user.to_vec(),
+            password: Secret::new(password.to_vec()),
+            uri: "imap/localhost".to_owned(),
+            nonce: nonce.to_owned(),
+            state,
+        })
+    }
+
+    /// Names service and host, as DIGEST-MD5 wants to hear them.
+    #[must_use]
+    pub fn service(mut self, service: &str, host: &str) -> Client {
+        self.uri = format!("{service}/{host}").replace(['"', '\\'], "");
+        self
     }
 
     /// What goes with the request, if the client speaks first.
@@ -78,6 +102,10 @@ impl Client {
                 let message = [b"\0", self.user.as_slice(), b"\0", self.password.expose()].concat();
                 self.state = State::Done;
                 Some(Secret::new(message))
+            }
+            State::Anonymous => {
+                self.state = State::Done;
+                Some(Secret::new(self.user.clone()))
             }
             // RFC 5802 §6: no channel binding.
             State::ScramFirst(_, bare) => Some(Secret::new(format!("n,,{bare}").into_bytes())),
@@ -109,7 +137,25 @@ impl Client {
                 proved(&signature, challenge)?;
                 Ok(Secret::new(Vec::new()))
             }
-            State::Plain | State::Done => Err(ClientError::Unexpected),
+            State::Digest => {
+                let (user, realm) = match self.user.iter().position(|byte| *byte == b'@') {
+                    Some(at) => (self.user.get(..at), self.user.get(at + 1..)),
+                    None => (Some(self.user.as_slice()), None),
+                };
+                let said = digest::Client {
+                    user: user.unwrap_or_default(),
+                    realm,
+                    password: self.password.expose(),
+                    cnonce: &self.nonce,
+                    uri: &self.uri,
+                };
+                let (answer, expected) = said.respond(challenge).ok_or(ClientError::Malformed)?;
+                self.state = State::DigestFinal(expected);
+                Ok(Secret::new(answer))
+            }
+            State::DigestFinal(expected) if challenge == expected => Ok(Secret::new(Vec::new())),
+            State::DigestFinal(_) => Err(ClientError::NotProved),
+            State::Plain | State::Anonymous | State::Done => Err(ClientError::Unexpected),
         }
     }
 
@@ -120,6 +166,8 @@ impl Client {
     pub fn finish(&mut self, data: Option<&[u8]>) -> Result<(), ClientError> {
         match (std::mem::replace(&mut self.state, State::Done), data) {
             (State::ScramFinal(signature), Some(data)) => proved(&signature, data),
+            (State::DigestFinal(expected), Some(data)) if data == expected => Ok(()),
+            (State::DigestFinal(_) | State::Digest, _) => Err(ClientError::NotProved),
             (State::ScramFinal(_) | State::ScramFirst(..), None) => Err(ClientError::NotProved),
             _ => Ok(()),
         }
@@ -186,6 +234,29 @@ mod tests {
     }
 
     #[test]
+    fn digest_md5_of_rfc_2831() {
+        let challenge = b"realm=\"elwood.innosoft.com\",nonce=\"OA6MG9tEQGm2hh\",qop=\"auth\",\
+                          algorithm=md5-sess,charset=utf-8";
+        let start = || client("DIGEST-MD5", "chris", "secret", "OA6MHXh6VqTrRk");
+        let mut client = start().service("imap", "elwood.innosoft.com");
+        assert!(client.initial().is_none());
+        let answer = said(client.respond(challenge));
+        assert!(answer.contains("response=d388dad90d4bbd760a152321f2143af7"), "{answer}");
+        assert!(answer.contains("realm=\"elwood.innosoft.com\""), "{answer}");
+        assert_eq!(said(client.respond(b"rspauth=ea40f60335c427b5527b84dbabcdfffd")), "");
+        assert_eq!(client.finish(None), Ok(()));
+        for (challenge, last, error) in [
+            (&b"nonce=\"x\",qop=\"auth-conf\""[..], &b""[..], ClientError::Malformed),
+            (b"realm=\"r\",qop=\"auth\"", b"", ClientError::Malformed),
+            (b"nonce=\"x\"", b"rspauth=00", ClientError::NotProved),
+        ] {
+            let mut client = start();
+            let first = client.respond(challenge).map(drop);
+            assert_eq!(first.and_then(|()| client.finish(Some(last))), Err(error));
+        }
+    }
+
+    #[test]
     fn scram_sha_256_of_rfc_7677() {
         let mut client = client("SCRAM-SHA-256", "user", "pencil", "rOprNGfwEbeRWgbNEkqO");
         client.initial().unwrap();
@@ -238,7 +309,7 @@ mod tests {
         );
         let mut odd = client("SCRAM-SHA-1", "a=b,c", "x", "n");
         assert_eq!(odd.initial().unwrap().expose(), b"n,,n=a=3Db=2Cc,r=n");
-        for name in ["ANONYMOUS", "SCRAM-SHA-256-PLUS", "DIGEST-MD5"] {
+        for name in ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS", "APOP"] {
             assert!(Client::new(Name::parse(name).unwrap(), b"u", b"p", "n").is_none(), "{name}");
         }
         assert!(!format!("{plain:?}").contains("pw"));

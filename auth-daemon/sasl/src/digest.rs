@@ -200,6 +200,65 @@ impl Response {
     }
 }
 
+/// What a client knows.
+pub(crate) struct Client<'a> {
+    pub(crate) user: &'a [u8],
+    /// Without one, that of the server.
+    pub(crate) realm: Option<&'a [u8]>,
+    pub(crate) password: &'a [u8],
+    pub(crate) cnonce: &'a str,
+    pub(crate) uri: &'a str,
+}
+
+impl Client<'_> {
+    /// The answer to a challenge, and what the server must prove itself with.
+    pub(crate) fn respond(&self, challenge: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+        let (mut nonce, mut offered, mut qop) = (None, Vec::new(), None);
+        for (key, value) in directives(challenge).ok()? {
+            match key.as_str() {
+                "nonce" => nonce = Some(String::from_utf8(value).ok()?),
+                "realm" => offered.push(value),
+                "qop" => qop = Some(value),
+                _ => {}
+            }
+        }
+        // RFC 2831 §2.1.1: without `qop` it is `auth`.
+        let plain =
+            qop.is_none_or(|list| list.split(|byte| *byte == b',').any(|one| one.trim_ascii() == b"auth"));
+        let nonce = nonce.filter(|nonce| plain && !nonce.is_empty())?;
+        let realm = self.realm.map(<[u8]>::to_vec).or(offered.into_iter().next()).unwrap_or_default();
+        let response = Response {
+            username: self.user.to_vec(),
+            realm,
+            cnonce: self.cnonce.as_bytes().to_vec(),
+            uri: self.uri.as_bytes().to_vec(),
+            ..Response::default()
+        };
+        let key = response.keys(self.password).into_iter().next()?;
+        let mut out = b"charset=utf-8,username=".to_vec();
+        quoted(&mut out, &response.username);
+        out.extend_from_slice(b",realm=");
+        quoted(&mut out, &response.realm);
+        out.extend_from_slice(
+            format!(",nonce=\"{nonce}\",nc=00000001,cnonce=\"{}\"", self.cnonce).as_bytes(),
+        );
+        out.extend_from_slice(format!(",digest-uri=\"{}\",qop=auth,response=", self.uri).as_bytes());
+        out.extend(response.proof(&key, &nonce, b"AUTHENTICATE:"));
+        Some((out, [b"rspauth=".as_slice(), &response.proof(&key, &nonce, b":")].concat()))
+    }
+}
+
+fn quoted(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    for byte in text {
+        if matches!(byte, b'"' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+    out.push(b'"');
+}
+
 /// The name with its realm, as text.
 fn full_name(response: &Response) -> Result<String, Failure> {
     let text = |raw: &[u8]| -> Result<String, Failure> {

@@ -110,6 +110,74 @@ async fn the_six_actions() {
     assert_eq!(summary(&harness.plain("u", "1", "").await), "temp");
 }
 
+/// Who has forgotten an `allow_nets` must find it in the log, whatever the entries behind say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_address_is_the_reason_told() {
+    let harness =
+        chain(&[("a", "u:{PLAIN}1:::::: allow_nets=10.0.0.0/8\n"), ("b", "v:{PLAIN}1\n")], |_| {}).await;
+    for (user, want) in [("u", "allow_nets does not include the address"), ("w", "unknown user")] {
+        let question = serde_json::json!({"ask": "explain", "user": user, "ip": "192.0.2.1"});
+        assert_eq!(harness.daemon.ask(&question).await.unwrap()["passdb"], want);
+    }
+}
+
+/// A sasldb with users of `example.org` and a password in clear, so every mechanism can be served.
+#[tokio::test(flavor = "multi_thread")]
+async fn sasldb_serves_every_mechanism() {
+    const SASLDB: &[u8] = include_bytes!("../../creds/testdata/sasldb-hash.db");
+    let sasldb = |realm: &str| {
+        let realm = realm.to_owned();
+        Harness::with(move |slice| {
+            let path = slice.state_dir.join("sasldb2");
+            std::fs::write(&path, SASLDB).unwrap();
+            slice.auth.passdb = vec![conf::Passdb {
+                name: "sasldb".to_owned(),
+                driver: conf::PassdbDriver::Sasldb { path, realm: Some(realm) },
+                ..conf::Passdb::default()
+            }];
+        })
+    };
+    let harness = sasldb("").await;
+    let mut client = harness.client("client", 1).await;
+    assert!(
+        client.greeting.iter().any(|line| line.starts_with("MECH|SCRAM-SHA-256")),
+        "{:?}",
+        client.greeting
+    );
+    assert!(client.greeting.iter().any(|line| line.starts_with("MECH|CRAM-MD5")), "{:?}", client.greeting);
+    client.send("AUTH|1|CRAM-MD5|service=smtp\n").await;
+    assert!(client.line().await.starts_with("CONT|1|"));
+    assert!(
+        harness.plain("user7@example.org", "pass:7", "").await.starts_with("OK|1|user=user7@example.org")
+    );
+    assert!(harness.plain("user7@example.org", "pass:8", "").await.starts_with("FAIL|1"));
+    assert!(harness.plain("user7", "pass:7", "").await.starts_with("FAIL|1"), "another realm");
+    // Names of the default domain may have been made in another realm.
+    let harness = sasldb("example.org").await;
+    assert!(harness.plain("user7", "pass:7", "").await.starts_with("OK|1|user=user7@mail.example.test"));
+    assert!(harness.plain("user7@elsewhere.test", "pass:7", "").await.starts_with("FAIL|1"));
+    // Names that are no names.
+    let harness = sasldb("example.org").await;
+    let long = "u".repeat(9_000);
+    for name in [
+        "user7@example.org:x",
+        "user7@@example.org",
+        "../user7",
+        "%{user}",
+        "user7@example.org\u{1}0",
+        "@",
+        "",
+        &long,
+    ] {
+        let answer = harness.plain(name, "pass:7", "").await;
+        assert!(answer.starts_with("FAIL|1") && summary(&answer) == "fail", "{name:.40}: {answer}");
+    }
+    // A damaged file is an outage, never a wrong password.
+    let harness = sasldb("example.org").await;
+    std::fs::write(harness.path("sasldb2"), &SASLDB[..1000]).unwrap();
+    assert_eq!(summary(&harness.plain("user7", "pass:7", "").await), "temp");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_and_skips() {
     type Change = fn(&mut AuthSlice);
@@ -248,7 +316,7 @@ async fn mechanisms_are_offered_only_when_the_chain_can_serve_them() {
         std::fs::write(&path, "x").unwrap();
         slice.auth.passdb = vec![conf::Passdb {
             name: "pam".into(),
-            driver: conf::PassdbDriver::Pam { service: "postern".into(), session: false, setcred: false },
+            driver: conf::PassdbDriver::pam("postern"),
             ..conf::Passdb::default()
         }];
         slice.auth.userdb[0].driver = UserdbDriver::Passwd;

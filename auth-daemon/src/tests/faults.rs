@@ -20,6 +20,27 @@ async fn broken(on_outage: OnOutage) -> Harness {
     .await
 }
 
+/// What a client proves in a challenge mechanism differs each time; so each refusal is a guess.
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_by_challenge_mechanisms_are_counted() {
+    let harness = Harness::with(|slice| {
+        slice.auth.penalty.enabled = true;
+        slice.auth.penalty.max_delay = Duration::from_millis(1);
+    })
+    .await;
+    let mut client = harness.client("client", 1).await;
+    for id in 1..=6 {
+        client.send(&format!("AUTH|{id}|CRAM-MD5|service=smtp|rip=192.0.2.9\n")).await;
+        assert!(client.line().await.starts_with(&format!("CONT|{id}|")));
+        let guess = encode(&format!("bob {id:032x}"));
+        client.send(&format!("CONT|{id}|{guess}\n")).await;
+        assert!(client.line().await.starts_with(&format!("FAIL|{id}|")));
+    }
+    let listed = harness.daemon.ask(&serde_json::json!({"ask": "penalty-list"})).await.unwrap();
+    let count = listed["penalties"][0]["count"].as_f64().unwrap();
+    assert!(count > 5.0, "{listed}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_told_so_that_each_client_understands_it() {
     let fail =
@@ -160,12 +181,12 @@ fn scripted() -> Workers {
                     () if has("good-password") => 0,
                     () => 1,
                 };
-                theirs.write_all(&[7, 0, 0, 0, 1, 1, code, 0, 0, 0, 0]).unwrap();
+                theirs.write_all(&[11, 0, 0, 0, 1, 1, code, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
             }
         });
         Ok((ours, None))
     });
-    let limits = conf::Workers { count: 2, max_requests: 100, timeout: Duration::from_millis(300) };
+    let limits = conf::Workers { count: 2, timeout: Duration::from_millis(300), ..conf::Workers::default() };
     Workers::with_spawner(limits, spawner)
 }
 
@@ -174,7 +195,7 @@ async fn verdicts_of_workers() {
     let change = |slice: &mut conf::AuthSlice| {
         slice.auth.passdb = vec![conf::Passdb {
             name: "pam".into(),
-            driver: PassdbDriver::Pam { service: "%s".into(), session: false, setcred: false },
+            driver: PassdbDriver::pam("%s"),
             ..conf::Passdb::default()
         }];
     };
@@ -220,7 +241,7 @@ async fn a_mux_request_names_only_allowed_pam_services() {
     let change = |slice: &mut conf::AuthSlice| {
         slice.auth.passdb = vec![conf::Passdb {
             name: "pam".into(),
-            driver: PassdbDriver::Pam { service: "good-password-%s".into(), session: false, setcred: false },
+            driver: PassdbDriver::pam("good-password-%s"),
             ..conf::Passdb::default()
         }];
         slice.auth.cache.size = 0;

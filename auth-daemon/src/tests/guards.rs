@@ -94,8 +94,9 @@ fn willing() -> Workers {
                 theirs.read_exact(&mut body).unwrap();
                 let record: &[u8] = match body[1] {
                     2 => b"\x01\x02\x01\x01\0\0\0u\x07\0\0\0\x08\0\0\0\x02\0\0\0/h",
+                    4 => b"\x01\x05\x01\x08\0\0\0",
                     3 => b"\x01\x03\x02\0\0\0\x01\0\0\0u\x01\0\0\0v",
-                    _ => b"\x01\x01\x00\0\0\0\0",
+                    _ => b"\x01\x01\x00\0\0\0\0\0\0\0\0",
                 };
                 theirs.write_all(&u32::try_from(record.len()).unwrap().to_le_bytes()).unwrap();
                 theirs.write_all(record).unwrap();
@@ -119,7 +120,7 @@ async fn system(driver: PassdbDriver, fields: &[(&str, &str)]) -> Harness {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn guards_in_the_settings_hold_for_system_users() {
-    let pam = || PassdbDriver::Pam { service: "x".into(), session: false, setcred: false };
+    let pam = || PassdbDriver::pam("x");
     for (name, value, want) in [
         ("note", "1", "OK|"),
         ("allow_nets", "192.0.2.0/24", "OK|"),
@@ -133,7 +134,7 @@ async fn guards_in_the_settings_hold_for_system_users() {
         ("noauthenticate", "", "code=temp_fail"),
         ("nologin", "", "code=user_disabled"),
     ] {
-        for driver in [pam(), PassdbDriver::Shadow, PassdbDriver::Passwd] {
+        for driver in [pam(), PassdbDriver::shadow(), PassdbDriver::passwd()] {
             let harness = system(driver, &[(name, value)]).await;
             let answer = harness.plain("u", "pw", "|rip=192.0.2.1").await;
             assert!(answer.contains(want), "{name}={value}: {answer}");
@@ -141,7 +142,7 @@ async fn guards_in_the_settings_hold_for_system_users() {
     }
     // Look-ups without a password see them, too.
     for (name, value, want) in [("note", "1", "PASS|1|user=u"), ("allow_nets", "10.0.0.0/8", "NOTFOUND|1")] {
-        let harness = system(PassdbDriver::Shadow, &[(name, value)]).await;
+        let harness = system(PassdbDriver::shadow(), &[(name, value)]).await;
         let mut userdb = harness.master("userdb").await;
         userdb.send("PASS|1|u|service=x\n").await;
         let answer = userdb.line().await;
@@ -149,9 +150,31 @@ async fn guards_in_the_settings_hold_for_system_users() {
     }
 }
 
+/// Dovecot's `uid=vmail gid=vmail`.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_may_be_names() {
+    let change = |slice: &mut AuthSlice| {
+        slice.auth.userdb[0].driver = UserdbDriver::Static { allow_all_users: true };
+        slice.auth.userdb[0].rules.default_fields =
+            [("uid", "u"), ("gid", "v"), ("home", "/h")].map(|(a, b)| (a.to_owned(), b.to_owned())).to_vec();
+    };
+    let harness = Harness::with_workers(change, Some(willing())).await;
+    let mut userdb = harness.master("userdb").await;
+    userdb.send("USER|1|bob|service=x\n").await;
+    let answer = userdb.line().await;
+    assert!(answer.starts_with("USER|1|bob@mail.example.test|uid=7|gid=8|home=/h"), "{answer}");
+    // A passwd-file's columns as well, and no name means no user.
+    let harness = Harness::with_workers(|_| {}, Some(willing())).await;
+    std::fs::write(harness.path("users"), "bob:{PLAIN}pw:u:v::/h::\n").unwrap();
+    let mut userdb = harness.master("userdb").await;
+    userdb.send("USER|1|bob|service=x\n").await;
+    let answer = userdb.line().await;
+    assert!(answer.starts_with("USER|1|bob@mail.example.test|uid=7|gid=8|home=/h"), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn system_users_are_found_and_listed() {
-    let harness = system(PassdbDriver::Shadow, &[]).await;
+    let harness = system(PassdbDriver::shadow(), &[]).await;
     let mut userdb = harness.master("userdb").await;
     userdb
         .play(
@@ -172,7 +195,7 @@ async fn system_users_are_found_and_listed() {
 async fn a_deny_list_of_system_users_knows_them_without_the_domain() {
     let change = |slice: &mut AuthSlice| {
         let mut deny =
-            conf::Passdb { name: "deny".into(), driver: PassdbDriver::Passwd, ..conf::Passdb::default() };
+            conf::Passdb { name: "deny".into(), driver: PassdbDriver::passwd(), ..conf::Passdb::default() };
         deny.rules.deny = true;
         slice.auth.passdb.insert(0, deny);
     };

@@ -64,7 +64,7 @@ impl Harness {
         std::fs::write(&users, USERS).unwrap();
         let mut slice = base_slice(folder.path());
         change(&mut slice);
-        let workers = workers.unwrap_or_else(|| Workers::new(slice.auth.worker.clone()));
+        let workers = workers.unwrap_or_else(|| Workers::new(slice.auth.worker.clone(), None));
         let mut daemon = Daemon::with_workers(&slice, workers).unwrap();
         daemon.listen(bind(folder.path(), &slice)).unwrap();
         Harness { folder, slice, daemon }
@@ -121,6 +121,8 @@ pub(crate) fn base_slice(folder: &Path) -> AuthSlice {
         auth: conf::Auth::default(),
         mail: conf::Mail::default(),
         limits: conf::Limits::default(),
+        worker_socket: None,
+        ids: conf::SystemIds { workers: true, ..conf::SystemIds::default() },
     };
     slice.mail.home = format!("{}/mail/%{{user | without_default_domain}}", folder.display());
     slice.auth.failure_delay = Duration::ZERO;

@@ -8,11 +8,12 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use conf::StateRule;
 use creds::{Policy, Scheme, Scratch, Stored, Verdict, Verifier};
-use system_auth::{PamRequest, PamVerdict, PasswordField, PasswordState};
+use system_auth::{PamRequest, PamText, PamVerdict, PasswordField, PasswordState, Shadow};
 
 use super::record::{self, Asked, Reply};
-use super::{Account, Answer, Facts, Question, process};
+use super::{Account, Answer, Checked, Effects, Facts, Question, StateRules, process};
 
 /// The main of `daemon auth-worker`: answers until its standard input ends.
 ///
@@ -52,24 +53,51 @@ fn answer(asked: Asked) -> Reply {
         }
         Asked::Account(user) => match account(&user) {
             Ok(account) => Reply::Account(account),
-            Err(why) => Reply::Answer(Answer::Unavailable(why)),
+            Err(why) => Reply::Answer(Answer::Unavailable(why).into()),
         },
         Asked::Accounts(first_uid) => accounts(first_uid),
+        Asked::Group(name) => match system_auth::gid_of(&name) {
+            Ok(gid) => Reply::Group(gid),
+            Err(system_auth::Error::BadName) => Reply::Group(None),
+            Err(error) => Reply::Answer(Answer::Unavailable(error.to_string()).into()),
+        },
     }
 }
 
-fn verify(question: &Question, user: &str, password: &[u8], facts: &Facts) -> Answer {
-    match question {
-        Question::Pam { service, session, setcred } => {
-            pam(service, *session, *setcred, user, password, facts)
+fn verify(question: &Question, user: &str, password: &[u8], facts: &Facts) -> Checked {
+    let mut checked = match question {
+        Question::Pam { service, effects, messages, .. } => {
+            let mut checked = pam(service, *effects, user, password, facts);
+            checked.message = checked.message.filter(|_| *messages);
+            checked
         }
-        Question::Imap { host, port } => super::imap::check(host, *port, user, password),
-        Question::Shadow => shadow(user, password),
-        Question::Passwd => passwd(user, password),
+        Question::Imap { host, port } => super::imap::check(host, *port, user, password).into(),
+        Question::Shadow(rules) => shadow(*rules, user, password).into(),
+        Question::Passwd(_) => passwd(user, password).into(),
+    };
+    // Told only to who knows the password.
+    if let Answer::Ok(name) = &checked.answer
+        && question.rules().nologin_shell == StateRule::Refuse
+        && let Some(answer) = nologin(name.as_deref().unwrap_or(user))
+    {
+        checked.answer = answer;
+    }
+    checked
+}
+
+/// Why the login shell keeps this user out. Users that only a module knows have no shell.
+fn nologin(user: &str) -> Option<Answer> {
+    match system_auth::account(user) {
+        Ok(Some(account)) if system_auth::is_nologin_shell(&account.shell) => {
+            let shell = account.shell.display();
+            Some(Answer::Disabled(format!("the login shell is {shell}; see `nologin_shell`")))
+        }
+        Ok(_) => None,
+        Err(error) => Some(Answer::Unavailable(error.to_string())),
     }
 }
 
-fn pam(service: &str, session: bool, setcred: bool, user: &str, password: &[u8], facts: &Facts) -> Answer {
+fn pam(service: &str, effects: Effects, user: &str, password: &[u8], facts: &Facts) -> Checked {
     let some = |text: &'_ str| -> bool { !text.is_empty() };
     let report = system_auth::authenticate(&PamRequest {
         service,
@@ -78,22 +106,35 @@ fn pam(service: &str, session: bool, setcred: bool, user: &str, password: &[u8],
         rhost: Some(facts.rhost.as_str()).filter(|text| some(text)),
         tty: Some(facts.service.as_str()).filter(|text| some(text)),
         ruser: Some(user),
-        setcred,
-        session,
+        setcred: effects.setcred,
+        session: effects.session,
     });
-    match report.verdict {
+    let said: Vec<&str> = report
+        .texts
+        .iter()
+        .filter_map(|text| match text {
+            PamText::Info(text) | PamText::Error(text) => Some(text.trim()).filter(|text| some(text)),
+            PamText::Prompt(_) => None,
+        })
+        .collect();
+    let said: String = said.join(" ").chars().take(MOST_SAID).collect();
+    let answer = match report.verdict {
         PamVerdict::Granted => Answer::Ok(report.user),
         PamVerdict::Refused | PamVerdict::Temporary if let Some(why) = blind(service, user) => {
             Answer::Unavailable(why)
         }
         PamVerdict::Refused => Answer::Refused(format!("PAM: {}", report.detail)),
         PamVerdict::UnknownUser => Answer::Unknown,
-        PamVerdict::MustChangePassword | PamVerdict::PasswordExpired => Answer::Expired,
+        PamVerdict::MustChangePassword => Answer::Expired("it must be changed".to_owned()),
+        PamVerdict::PasswordExpired => {
+            Answer::Expired("it was not changed within its days of grace".to_owned())
+        }
         PamVerdict::AccountExpired | PamVerdict::AccountDenied => {
             Answer::Disabled(format!("PAM: {}", report.detail))
         }
         _ => Answer::Unavailable(format!("PAM: {}", report.detail)),
-    }
+    };
+    Checked { answer, message: Some(said).filter(|said| some(said)) }
 }
 
 /// Why a refusal of `pam_unix` says nothing: it cannot see hashes here, and calls that a wrong password.
@@ -106,6 +147,8 @@ fn blind(service: &str, user: &str) -> Option<String> {
     (shadowed && system_auth::service_uses(service, "pam_unix.so")).then_some(why)
 }
 
+/// Longest text of modules that a client is told, in characters: a reply is one line.
+const MOST_SAID: usize = 300;
 const SHADOW: &str = "/etc/shadow";
 
 /// Why this process cannot see password hashes, with what to do.
@@ -113,14 +156,14 @@ pub(crate) fn shadow_is_closed() -> Option<String> {
     let error = File::open(SHADOW).err()?;
     (error.kind() == io::ErrorKind::PermissionDenied).then(|| {
         format!(
-            "uid {} cannot read {SHADOW}; set `run_as` to an account in the group `shadow` (`adduser NAME shadow`) and \
-             start as root",
+            "uid {} cannot read {SHADOW}; put the account of the workers (`auth.worker.run_as`, else `run_as`) into the \
+             group `shadow` (`adduser NAME shadow`) and start as root",
             nix::unistd::geteuid()
         )
     })
 }
 
-fn shadow(user: &str, password: &[u8]) -> Answer {
+fn shadow(rules: StateRules, user: &str, password: &[u8]) -> Answer {
     let entry = match system_auth::shadow(user) {
         Ok(Some(entry)) => entry,
         Err(system_auth::Error::BadName) => return Answer::Unknown,
@@ -134,13 +177,30 @@ fn shadow(user: &str, password: &[u8]) -> Answer {
     let today = i64::try_from(seconds / 86_400).unwrap_or(i64::MAX);
     // The state of the account is told only to who knows the password.
     match compare(entry.hash.expose(), password) {
-        Answer::Ok(_) => match entry.state_on(today) {
-            PasswordState::Valid | PasswordState::ChangeSoon(_) => Answer::Ok(Some(entry.name)),
-            PasswordState::MustChange | PasswordState::Inactive => Answer::Expired,
-            PasswordState::AccountExpired => Answer::Disabled("the account has expired (shadow)".to_owned()),
-        },
+        Answer::Ok(_) => ruled_out(rules, &entry, today).unwrap_or(Answer::Ok(Some(entry.name))),
         other => other,
     }
+}
+
+/// What the rules have against a right password on this day.
+fn ruled_out(rules: StateRules, entry: &Shadow, today: i64) -> Option<Answer> {
+    let mut state = entry.state_on(today);
+    if state == PasswordState::AccountExpired && rules.account_expired == StateRule::Accept {
+        // The password's own age still counts.
+        state = Shadow { expire: None, ..entry.clone() }.state_on(today);
+    }
+    let (rule, answer) = match state {
+        PasswordState::Valid | PasswordState::ChangeSoon(_) => return None,
+        PasswordState::MustChange => (rules.must_change, Answer::Expired("it must be changed".to_owned())),
+        PasswordState::Inactive => {
+            let why = "it was not changed within its days of grace";
+            (rules.inactive, Answer::Expired(why.to_owned()))
+        }
+        PasswordState::AccountExpired => {
+            (rules.account_expired, Answer::Disabled("the account has expired (shadow)".to_owned()))
+        }
+    };
+    (rule == StateRule::Refuse).then_some(answer)
 }
 
 fn passwd(user: &str, password: &[u8]) -> Answer {
@@ -181,13 +241,14 @@ fn accounts(first_uid: u32) -> Reply {
     let mut room = record::MAX_REPLY / 2;
     let listed = match system_auth::accounts() {
         Ok(listed) => listed,
-        Err(error) => return Reply::Answer(Answer::Unavailable(error.to_string())),
+        Err(error) => return Reply::Answer(Answer::Unavailable(error.to_string()).into()),
     };
     for account in listed.into_iter().filter(|account| account.uid >= first_uid) {
         match room.checked_sub(account.name.len() + 4) {
             Some(rest) => room = rest,
             None => {
-                return Reply::Answer(Answer::Unavailable("there are too many accounts to list".to_owned()));
+                let why = "there are too many accounts to list".to_owned();
+                return Reply::Answer(Answer::Unavailable(why).into());
             }
         }
         names.push(account.name);
@@ -205,5 +266,56 @@ fn account(user: &str) -> Result<Option<Account>, String> {
         })),
         Err(system_auth::Error::BadName) => Ok(None),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rule_accepts_its_own_state_and_no_other() {
+        const TODAY: i64 = 20_000;
+        let (accept, refuse) = (StateRule::Accept, StateRule::Refuse);
+        let rules = |must_change, inactive, account_expired| StateRules {
+            must_change,
+            inactive,
+            account_expired,
+            nologin_shell: accept,
+        };
+        let entry = |changed: i64, inactive: Option<i64>, expire: Option<i64>| Shadow {
+            name: "u".into(),
+            hash: system_auth::Secret::default(),
+            last_change: Some(changed),
+            min: None,
+            max: Some(10),
+            warn: None,
+            inactive,
+            expire,
+        };
+        let aged = entry(TODAY - 20, None, None);
+        let inactive = entry(TODAY - 20, Some(5), None);
+        let ended = entry(TODAY, None, Some(TODAY));
+        let both = entry(TODAY - 20, None, Some(TODAY));
+        for (rules, accepted) in [
+            (rules(refuse, refuse, refuse), [false, false, false, false]),
+            (rules(accept, refuse, refuse), [true, false, false, false]),
+            (rules(refuse, accept, refuse), [false, true, false, false]),
+            // An account that may go on in spite of its date does not make an old password younger.
+            (rules(refuse, refuse, accept), [false, false, true, false]),
+            (rules(accept, refuse, accept), [true, false, true, true]),
+        ] {
+            let found =
+                [&aged, &inactive, &ended, &both].map(|entry| ruled_out(rules, entry, TODAY).is_none());
+            assert_eq!(found, accepted, "{rules:?}");
+        }
+        let strict = rules(refuse, refuse, refuse);
+        assert!(matches!(ruled_out(strict, &both, TODAY), Some(Answer::Disabled(_))));
+        assert!(
+            matches!(ruled_out(strict, &inactive, TODAY), Some(Answer::Expired(why)) if why.contains("grace"))
+        );
+        assert!(
+            matches!(ruled_out(strict, &entry(0, None, None), TODAY), Some(Answer::Expired(why)) if why.contains("changed"))
+        );
     }
 }

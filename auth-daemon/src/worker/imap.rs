@@ -91,7 +91,7 @@ fn tagged(stream: &mut BufReader<impl io::Read>) -> io::Result<Answer> {
             let passing = ["[UNAVAILABLE]", "[SERVERBUG]", "[INUSE]", "[LIMIT]", "[PRIVACYREQUIRED]"];
             return match passing.iter().find(|word| code.starts_with(*word)) {
                 Some(word) => Err(other(&format!("it answers {word}"))),
-                None if code.starts_with("[EXPIRED]") => Ok(Answer::Expired),
+                None if code.starts_with("[EXPIRED]") => Ok(Answer::Expired("the server says so".to_owned())),
                 None => Ok(Answer::Mismatch),
             };
         }
@@ -158,7 +158,7 @@ mod tests {
             ("* CAPABILITY IMAP4rev1\r\na ok [CAPABILITY X] in\r\n", Some(Answer::Ok(None))),
             ("a NO [AUTHENTICATIONFAILED] no\r\n", Some(Answer::Mismatch)),
             ("a NO no\r\n", Some(Answer::Mismatch)),
-            ("a NO [EXPIRED] old\r\n", Some(Answer::Expired)),
+            ("a NO [EXPIRED] old\r\n", Some(Answer::Expired("the server says so".to_owned()))),
             ("a NO [unavailable] later\r\n", None),
             ("a NO [PRIVACYREQUIRED] TLS first\r\n", None),
             ("a BAD what\r\n", None),

@@ -107,6 +107,12 @@ impl Lanes {
         Ok(Place { lane, _permits: permits })
     }
 
+    /// Workers in use, and questions that wait for one.
+    pub(super) fn stats(&self) -> (u64, u64) {
+        let busy = self.count.saturating_sub(self.places.available_permits());
+        (busy as u64, self.waiting.load(Ordering::Relaxed) as u64)
+    }
+
     fn lane(&self, kind: &str) -> Arc<Lane> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lane) = lanes.get(kind) {

@@ -5,7 +5,7 @@
 //! Helpers: what its modules started goes with it, also what left the group (`pam_exec` starts sessions).
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -13,18 +13,35 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{self, Signal, killpg, raise};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Pid, getpgrp, getpid, getppid};
 
 /// The role behind `daemon`.
 const ROLE: &str = "auth-worker";
+/// `FD_SETSIZE`: what modules that use `select` can take.
+const MOST_FILES: u64 = 1024;
+/// A module that leaks without end hits this before the machine does.
+const MOST_MEMORY: u64 = 1 << 30;
 /// No module starts more.
 const MOST_HELPERS: usize = 256;
 
 /// Starts `EXECUTABLE daemon auth-worker` with one end of a socket pair as its standard input.
 pub(super) fn spawn() -> io::Result<(UnixStream, Option<Child>)> {
     let (ours, theirs) = UnixStream::pair()?;
+    Ok((ours, Some(start(theirs, Stdio::null())?)))
+}
+
+/// Starts a worker that answers on a connection of somebody else. It also gets one end of a socket pair: by the other
+/// end it sees this process go, and this process sees it go.
+pub(super) fn spawn_for(connection: UnixStream) -> io::Result<(UnixStream, Child)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let child = start(connection, Stdio::from(OwnedFd::from(theirs)))?;
+    Ok((ours, child))
+}
+
+fn start(channel: UnixStream, stdout: Stdio) -> io::Result<Child> {
     // Also right after the file was replaced by an upgrade: the link leads to the running program.
     let mut command = Command::new("/proc/self/exe");
     command
@@ -34,9 +51,9 @@ pub(super) fn spawn() -> io::Result<(UnixStream, Option<Child>)> {
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")
         .process_group(0)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null());
-    Ok((ours, Some(command.spawn()?)))
+        .stdin(Stdio::from(OwnedFd::from(channel)))
+        .stdout(stdout);
+    command.spawn()
 }
 
 /// Kills the process and its helpers. It may hang in a module, so it is not asked to end. Gives what it died of, if
@@ -104,37 +121,66 @@ pub(super) fn abandon(mut child: Child) {
 
 /// Inside a worker: takes over the channel to the daemon, and makes sure that the process ends with it.
 pub(super) fn settle() -> anyhow::Result<UnixStream> {
-    let by_hand = || boot::Error::NotSupervised(ROLE.to_owned());
-    let stdin = io::stdin();
-    // A terminal, pipe or file has no peer; the peer of a socket pair is the process that made it.
-    let peer = getsockopt(&stdin, sockopt::PeerCredentials).map_err(|_| by_hand())?;
-    if peer.pid() != getppid().as_raw() {
-        return Err(by_hand().into());
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    let mut watched = Vec::new();
+    if !from_parent(stdin.as_fd()) {
+        // A manager's worker: the channel is a connection, and the rope to the manager is the other descriptor.
+        if !from_parent(stdout.as_fd()) {
+            return Err(boot::Error::NotSupervised(ROLE.to_owned()).into());
+        }
+        watched.push(stdout.as_fd().try_clone_to_owned()?);
+        nix::unistd::dup2_stdout(std::fs::File::options().write(true).open("/dev/null")?)?;
     }
     let stream = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
     // A module that reads standard input must not get the next question.
     nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     // Passwords pass through: no core file, no look by others of the same uid.
     prctl::set_dumpable(false)?;
+    set_limits();
     let _ = prctl::set_name(c"postern-authw");
-    watch(stream.try_clone()?)?;
+    watched.push(stream.try_clone()?.into());
+    watch(watched)?;
     Ok(stream)
+}
+
+/// A terminal, pipe or file has no peer; the peer of a socket pair is the process that made it.
+fn from_parent(fd: BorrowedFd<'_>) -> bool {
+    getsockopt(&fd, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid() == getppid().as_raw())
+}
+
+/// Modules are other people's programs: some count on `select`, some close every descriptor there could be, some leak.
+fn set_limits() {
+    let lower = |resource, to: u64| {
+        if let Ok((_, hard)) = getrlimit(resource) {
+            let _ = setrlimit(resource, to.min(hard), to.min(hard));
+        }
+    };
+    lower(Resource::RLIMIT_CORE, 0);
+    lower(Resource::RLIMIT_NOFILE, MOST_FILES);
+    lower(Resource::RLIMIT_DATA, MOST_MEMORY);
 }
 
 /// How long [`watch`] may need to end the process.
 pub(super) const ENDING: Duration = Duration::from_millis(500);
 
-/// A thread that waits for the end of the channel, whatever the thread that answers is blocked in.
-fn watch(channel: UnixStream) -> io::Result<()> {
-    let watch = move || {
-        loop {
-            let mut watched = [PollFd::new(channel.as_fd(), PollFlags::empty())];
-            match poll(&mut watched, PollTimeout::NONE) {
-                Err(nix::errno::Errno::EINTR) => {}
-                // Only hang-up and error are reported when nothing is asked for.
-                _ => break,
-            }
+/// Waits until somebody hangs up at the other end of one of these.
+pub(super) fn wait_for_hang_up(watched: &[BorrowedFd<'_>]) {
+    loop {
+        let mut watched: Vec<PollFd<'_>> =
+            watched.iter().map(|fd| PollFd::new(*fd, PollFlags::empty())).collect();
+        match poll(&mut watched, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => {}
+            // Only hang-up and error are reported when nothing is asked for.
+            _ => return,
         }
+    }
+}
+
+/// A thread that waits for the end of a channel, whatever the thread that answers is blocked in.
+fn watch(channels: Vec<OwnedFd>) -> io::Result<()> {
+    let watch = move || {
+        let channels: Vec<_> = channels.iter().map(std::os::fd::AsFd::as_fd).collect();
+        wait_for_hang_up(&channels);
         // Again and again: the other thread may be starting one, and goes on in its module when one is gone.
         for _ in 0..10 {
             kill_helpers(getpid());

@@ -2,7 +2,7 @@
 
 use auth_wire::Secret;
 
-use super::{Account, Answer, Facts, Question};
+use super::{Account, Answer, Checked, Effects, Facts, Question, StateRules};
 
 /// Version of the records; both ends are the same executable, so anything else is an upgrade half done.
 const VERSION: u8 = 1;
@@ -23,31 +23,39 @@ pub(super) enum Asked {
     Account(String),
     /// List the accounts from this uid on.
     Accounts(u32),
+    /// Look up the gid of a group.
+    Group(String),
 }
 
 /// An answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     /// About a password.
-    Answer(Answer),
+    Answer(Checked),
     /// About an account.
     Account(Option<Account>),
     /// Of a list.
     Names(Vec<String>),
+    /// About a group.
+    Group(Option<u32>),
+    /// From the worker's manager: there is no worker any more, and why.
+    Ended(String),
 }
 
 impl Wanted {
     pub(super) fn verify(question: &Question, user: &str, password: &[u8], facts: &Facts) -> Wanted {
         let mut out = Writer::new(1);
         let (kind, service, flags) = match question {
-            Question::Pam { service, session, setcred } => {
-                (1, service.as_str(), u8::from(*session) | u8::from(*setcred) << 1)
+            Question::Pam { service, effects, messages, .. } => {
+                let Effects { session, setcred } = *effects;
+                let flags = u8::from(session) | u8::from(setcred) << 1 | u8::from(*messages) << 2;
+                (1, service.as_str(), flags)
             }
-            Question::Shadow => (2, "", 0),
-            Question::Passwd => (3, "", 0),
+            Question::Shadow(_) => (2, "", 0),
+            Question::Passwd(_) => (3, "", 0),
             Question::Imap { host, .. } => (4, host.as_str(), 0),
         };
-        out.0.extend([kind, flags]);
+        out.0.extend([kind, flags, question.rules().bits()]);
         let port = if let Question::Imap { port, .. } = question { *port } else { 0 };
         out.0.extend(u32::from(port).to_le_bytes());
         let texts =
@@ -70,6 +78,12 @@ impl Wanted {
         Wanted(Secret::new(out.finish()))
     }
 
+    pub(super) fn group(name: &str) -> Wanted {
+        let mut out = Writer::new(4);
+        out.string(name.as_bytes());
+        Wanted(Secret::new(out.finish()))
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -81,12 +95,18 @@ impl Asked {
         let asked = match input.byte()? {
             1 => {
                 let (kind, flags) = (input.byte()?, input.byte()?);
+                let rules = StateRules::from_bits(input.byte()?)?;
                 let port = u16::try_from(input.number()?).ok()?;
                 let service = input.text()?;
                 let question = match kind {
-                    1 => Question::Pam { service, session: flags & 1 != 0, setcred: flags & 2 != 0 },
-                    2 => Question::Shadow,
-                    3 => Question::Passwd,
+                    1 => Question::Pam {
+                        service,
+                        effects: Effects { session: flags & 1 != 0, setcred: flags & 2 != 0 },
+                        rules,
+                        messages: flags & 4 != 0,
+                    },
+                    2 => Question::Shadow(rules),
+                    3 => Question::Passwd(rules),
                     4 => Question::Imap { host: service, port },
                     _ => return None,
                 };
@@ -97,6 +117,7 @@ impl Asked {
             }
             2 => Asked::Account(input.text()?),
             3 => Asked::Accounts(input.number()?),
+            4 => Asked::Group(input.text()?),
             _ => return None,
         };
         input.end()?;
@@ -107,20 +128,26 @@ impl Asked {
 impl Reply {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
-            Reply::Answer(answer) => {
+            Reply::Answer(Checked { answer, message }) => {
                 let (code, text) = match answer {
                     Answer::Ok(name) => (0, name.as_deref().unwrap_or_default()),
                     Answer::Mismatch => (1, ""),
                     Answer::Unknown => (2, ""),
                     Answer::Locked => (3, ""),
                     Answer::Disabled(why) => (4, why.as_str()),
-                    Answer::Expired => (5, ""),
+                    Answer::Expired(why) => (5, why.as_str()),
                     Answer::Unavailable(why) => (6, why.as_str()),
                     Answer::Refused(why) => (7, why.as_str()),
                 };
                 let mut out = Writer::new(1);
                 out.0.push(code);
                 out.string(text.as_bytes());
+                out.string(message.as_deref().unwrap_or_default().as_bytes());
+                out.finish()
+            }
+            Reply::Ended(why) => {
+                let mut out = Writer::new(4);
+                out.string(why.as_bytes());
                 out.finish()
             }
             Reply::Account(account) => {
@@ -132,6 +159,12 @@ impl Reply {
                     out.0.extend(gid.to_le_bytes());
                     out.string(home.as_bytes());
                 }
+                out.finish()
+            }
+            Reply::Group(gid) => {
+                let mut out = Writer::new(5);
+                out.0.push(u8::from(gid.is_some()));
+                out.0.extend(gid.unwrap_or_default().to_le_bytes());
                 out.finish()
             }
             Reply::Names(names) => {
@@ -151,17 +184,19 @@ impl Reply {
             1 => {
                 let code = input.byte()?;
                 let text = input.text()?;
-                Reply::Answer(match code {
+                let message = Some(input.text()?).filter(|message| !message.is_empty());
+                let answer = match code {
                     0 => Answer::Ok((!text.is_empty()).then_some(text)),
                     1 => Answer::Mismatch,
                     2 => Answer::Unknown,
                     3 => Answer::Locked,
                     4 => Answer::Disabled(text),
-                    5 => Answer::Expired,
+                    5 => Answer::Expired(text),
                     6 => Answer::Unavailable(text),
                     7 => Answer::Refused(text),
                     _ => return None,
-                })
+                };
+                Reply::Answer(Checked { answer, message })
             }
             2 => Reply::Account(match input.byte()? {
                 0 => None,
@@ -175,6 +210,12 @@ impl Reply {
             3 => {
                 let count = input.number()?;
                 Reply::Names((0..count).map(|_| input.text()).collect::<Option<_>>()?)
+            }
+            4 => Reply::Ended(input.text()?),
+            5 => {
+                let known = input.byte()? != 0;
+                let gid = input.number()?;
+                Reply::Group(known.then_some(gid))
             }
             _ => return None,
         };
@@ -249,10 +290,20 @@ mod tests {
 
     #[test]
     fn records_round_trip() {
+        let strict = StateRules { nologin_shell: conf::StateRule::Refuse, ..StateRules::default() };
+        let lax = StateRules { inactive: conf::StateRule::Accept, ..StateRules::default() };
+        let effects = Effects { session: true, setcred: false };
         for question in [
-            Question::Pam { service: "smtp".into(), session: true, setcred: false },
-            Question::Shadow,
-            Question::Passwd,
+            Question::Pam { service: "smtp".into(), effects, rules: strict, messages: true },
+            Question::Pam {
+                service: "smtp".into(),
+                effects: Effects::default(),
+                rules: lax,
+                messages: false,
+            },
+            Question::Shadow(strict),
+            Question::Shadow(lax),
+            Question::Passwd(strict),
             Question::Imap { host: "::1".into(), port: 1143 },
         ] {
             let facts = Facts { rhost: "192.0.2.1".into(), service: "smtp".into() };
@@ -268,18 +319,22 @@ mod tests {
             );
         }
         assert_eq!(Asked::decode(&Wanted::accounts(1000).bytes()[4..]), Some(Asked::Accounts(1000)));
+        assert_eq!(Asked::decode(&Wanted::group("mail").bytes()[4..]), Some(Asked::Group("mail".into())));
         assert_eq!(Asked::decode(&Wanted::account("bob").bytes()[4..]), Some(Asked::Account("bob".into())));
         for reply in [
-            Reply::Answer(Answer::Ok(None)),
-            Reply::Answer(Answer::Ok(Some("Bob".into()))),
-            Reply::Answer(Answer::Mismatch),
-            Reply::Answer(Answer::Unknown),
-            Reply::Answer(Answer::Locked),
-            Reply::Answer(Answer::Disabled("why".into())),
-            Reply::Answer(Answer::Refused("why".into())),
-            Reply::Answer(Answer::Expired),
-            Reply::Answer(Answer::Unavailable("why".into())),
+            Reply::Answer(Answer::Ok(None).into()),
+            Reply::Answer(Answer::Ok(Some("Bob".into())).into()),
+            Reply::Answer(Answer::Mismatch.into()),
+            Reply::Answer(Answer::Unknown.into()),
+            Reply::Answer(Answer::Locked.into()),
+            Reply::Answer(Answer::Disabled("why".into()).into()),
+            Reply::Answer(Checked { answer: Answer::Refused("why".into()), message: Some("text".into()) }),
+            Reply::Answer(Answer::Expired("must be changed".into()).into()),
+            Reply::Answer(Answer::Unavailable("why".into()).into()),
+            Reply::Ended("why".into()),
             Reply::Account(None),
+            Reply::Group(None),
+            Reply::Group(Some(8)),
             Reply::Names(Vec::new()),
             Reply::Names(vec!["a".into(), "b".into()]),
             Reply::Account(Some(Account { name: "b".into(), uid: 1, gid: 2, home: "/".into() })),
@@ -291,6 +346,8 @@ mod tests {
             }
         }
         assert_eq!(Reply::decode(b"\x02\x01\x00"), None);
+        assert_eq!((0..16).filter_map(StateRules::from_bits).map(StateRules::bits).sum::<u8>(), 120);
+        assert_eq!(StateRules::from_bits(16), None);
         assert_eq!(Reply::decode(b"\x01\x03\xff\xff\xff\xff"), None);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 
 fn limits(count: u32, max_requests: u32, timeout: Duration) -> conf::Workers {
-    conf::Workers { count, max_requests, timeout }
+    conf::Workers { count, max_requests, timeout, ..conf::Workers::default() }
 }
 
 /// Workers that answer by `behave`: a reply, or `None` to hang up.
@@ -40,10 +40,14 @@ fn pool(
     (Workers::with_spawner(limits, spawner), started)
 }
 
+fn shadow() -> Question {
+    Question::Shadow(StateRules::default())
+}
+
 const TERMS: Terms = Terms { until: None, suspect: false };
 
 async fn ask(workers: &Workers, user: &str) -> Answer {
-    workers.verify(&Question::Shadow, user, b"pw", &Facts::default(), TERMS).await
+    workers.verify(&shadow(), user, b"pw", &Facts::default(), TERMS).await.answer
 }
 
 /// Workers that are a shell script in a process group of its own.
@@ -60,7 +64,7 @@ fn scripts(limits: conf::Workers, script: String) -> Workers {
 #[tokio::test]
 async fn workers_are_used_again_and_replaced() {
     let (workers, started) =
-        pool(limits(1, 3, Duration::from_secs(5)), |_| Some(Reply::Answer(Answer::Ok(None))));
+        pool(limits(1, 3, Duration::from_secs(5)), |_| Some(Reply::Answer(Answer::Ok(None).into())));
     for _ in 0..7 {
         assert_eq!(ask(&workers, "bob").await, Answer::Ok(None));
     }
@@ -76,7 +80,7 @@ async fn a_hanging_worker_is_given_up_and_the_next_question_gets_another() {
         if matches!(&asked, record::Asked::Verify { user, .. } if user == "hang") {
             std::thread::sleep(Duration::from_secs(2));
         }
-        Some(Reply::Answer(Answer::Mismatch))
+        Some(Reply::Answer(Answer::Mismatch.into()))
     });
     let Answer::Unavailable(why) = ask(&workers, "hang").await else { panic!() };
     assert!(why.starts_with("shadow did not answer within "), "{why}");
@@ -93,7 +97,8 @@ async fn nobody_waits_longer_than_the_client() {
     let began = Instant::now();
     let terms = Terms { until: Some(began + Duration::from_millis(80)), suspect: false };
     let facts = Facts::default();
-    let ask = || workers.verify(&Question::Shadow, "u", b"pw", &facts, terms);
+    let question = shadow();
+    let ask = || async { workers.verify(&question, "u", b"pw", &facts, terms).await.answer };
     // The first has the worker, the second waits for one.
     let (first, second) = tokio::join!(ask(), ask());
     assert!(matches!(&first, Answer::Unavailable(why) if why.contains("did not answer")), "{first:?}");
@@ -133,14 +138,15 @@ async fn a_kind_that_hangs_does_not_take_all_workers() {
         if matches!(&asked, record::Asked::Verify { user, .. } if user == "hang") {
             std::thread::sleep(Duration::from_secs(10));
         }
-        Some(Reply::Answer(Answer::Ok(None)))
+        Some(Reply::Answer(Answer::Ok(None).into()))
     });
     let workers = Arc::new(workers);
     let hanging: Vec<_> = (0..50)
         .map(|_| {
             let workers = Arc::clone(&workers);
             tokio::spawn(async move {
-                let question = Question::Pam { service: "slow".into(), session: false, setcred: false };
+                let (effects, rules) = Default::default();
+                let question = Question::Pam { service: "slow".into(), effects, rules, messages: false };
                 workers.verify(&question, "hang", b"pw", &Facts::default(), TERMS).await
             })
         })
@@ -160,7 +166,7 @@ async fn a_kind_that_hangs_does_not_take_all_workers() {
 async fn a_dying_worker_is_an_outage_not_a_refusal() {
     let (workers, _) = pool(limits(2, 100, Duration::from_secs(5)), |asked| {
         (!matches!(&asked, record::Asked::Verify { user, .. } if user == "die"))
-            .then_some(Reply::Answer(Answer::Unknown))
+            .then_some(Reply::Answer(Answer::Unknown.into()))
     });
     assert!(matches!(ask(&workers, "die").await, Answer::Unavailable(_)));
     assert_eq!(ask(&workers, "bob").await, Answer::Unknown);
@@ -176,7 +182,7 @@ async fn the_number_of_workers_is_bounded() {
         most.fetch_max(count, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(2));
         now.fetch_sub(1, Ordering::SeqCst);
-        Some(Reply::Answer(Answer::Ok(None)))
+        Some(Reply::Answer(Answer::Ok(None).into()))
     });
     let workers = Arc::new(workers);
     let mut tasks = tokio::task::JoinSet::new();
@@ -202,4 +208,26 @@ async fn real_accounts_are_found() {
     assert_eq!(workers.passwd("no-such-user-here", None).await, Ok(None));
     assert!(workers.accounts(0).await.unwrap().contains(&"root".to_owned()));
     assert!(!workers.accounts(1).await.unwrap().contains(&"root".to_owned()));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_busy_while_settings_change_is_not_used_again() {
+    let (began, waiting) = std::sync::mpsc::channel();
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let (began, held) = (Mutex::new(began), Mutex::new(held));
+    let (workers, started) = pool(limits(1, 100, Duration::from_secs(60)), move |_| {
+        began.lock().unwrap().send(()).ok();
+        held.lock().unwrap().recv().ok();
+        Some(Reply::Answer(Answer::Ok(None).into()))
+    });
+    let asking = tokio::spawn({
+        let workers = workers.clone();
+        async move { ask(&workers, "bob").await }
+    });
+    tokio::task::spawn_blocking(move || waiting.recv().unwrap()).await.unwrap();
+    workers.set_limits(&limits(1, 100, Duration::from_secs(60)));
+    drop(go_on);
+    assert_eq!(asking.await.unwrap(), Answer::Ok(None));
+    assert_eq!(ask(&workers, "bob").await, Answer::Ok(None));
+    assert_eq!(started.load(Ordering::SeqCst), 2);
 }

@@ -1,12 +1,13 @@
 //! PAM, crypt(3), shadow and NSS behind a safe interface.
 //!
 //! Purpose:  the only way to the system's own accounts; with process start the only code that contains `unsafe`.
-//! Where:    [`crypt()`] may run in any process. Everything else blocks, loads foreign code (PAM and NSS modules) and
+//! Where:    [`crypt()`] and [`argon2()`] may run in any process. Everything else blocks, loads foreign code (PAM and NSS modules) and
 //!           belongs into a worker process that can be killed and replaced.
 //! Trust:    names and passwords come from strangers: NUL and empty names are refused before any C code sees them.
 //! Never:    lets a panic cross into C, logs a password, or turns an unknown answer into a success.
 
 mod account;
+mod argon2;
 mod crypt;
 mod pam;
 mod secret;
@@ -15,12 +16,13 @@ mod shadow;
 mod users;
 
 pub use account::{Account, PasswordField, PasswordState, is_nologin_shell};
+pub use argon2::{Argon2, argon2};
 pub use crypt::{crypt, gensalt};
 pub use pam::{PamPhase, PamReport, PamRequest, PamText, PamVerdict, authenticate};
 pub use secret::Secret;
 pub use service::{service_exists, service_uses};
 pub use shadow::{Shadow, shadow};
-pub use users::{account, account_by_uid, accounts, gid_of, groups_of, uid_of};
+pub use users::{account, accounts, gid_of, groups_of};
 
 /// Why the system could not be asked. All of these are temporary failures for a client.
 #[derive(Debug, thiserror::Error)]

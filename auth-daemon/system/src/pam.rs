@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -128,6 +129,7 @@ fn run(request: &PamRequest<'_>) -> PamReport {
     if request.password.contains(&0) || request.password.len() > MAX_PASSWORD {
         return refuse("the password holds a NUL or is too long");
     }
+    keep_modules(request.service);
     let conversation = Conversation::new(request);
     let context = Context::new(request.service, Some(request.user), conversation);
     let mut context = match context {
@@ -146,6 +148,27 @@ fn run(request: &PamRequest<'_>) -> PamReport {
     };
     report.texts = std::mem::take(&mut context.conversation_mut().texts);
     report
+}
+
+/// Services whose modules stay loaded in a process.
+const MOST_KEPT: usize = 8;
+
+/// Keeps a handle of the service open that is never asked anything: its modules and their libraries then stay loaded.
+/// Loading and linking them takes as long as the hash, and would be done for each request. Changed files below
+/// `/etc/pam.d` count at once all the same, and a replaced module is another file to the loader.
+fn keep_modules(service: &str) {
+    thread_local! {
+        static KEPT: RefCell<Vec<(String, Context<Conversation>)>> = const { RefCell::new(Vec::new()) };
+    }
+    KEPT.with_borrow_mut(|kept| {
+        if kept.len() >= MOST_KEPT || kept.iter().any(|(known, _)| known == service) {
+            return;
+        }
+        let silent = Conversation { user: String::new(), password: Zeroizing::default(), texts: Vec::new() };
+        if let Ok(context) = Context::new(service, None, silent) {
+            kept.push((service.to_owned(), context));
+        }
+    });
 }
 
 type End = (PamVerdict, PamPhase, String);

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::{Gid, Group, User, getgrouplist};
 
 use crate::{Account, Error, Secret, check_name};
 
@@ -20,22 +20,6 @@ use crate::{Account, Error, Secret, check_name};
 pub fn account(name: &str) -> Result<Option<Account>, Error> {
     check_name(name)?;
     found("getpwnam_r", User::from_name(name)).map(|user| user.map(from_nss))
-}
-
-/// Looks an account up by uid.
-///
-/// # Errors
-/// [`Error::System`].
-pub fn account_by_uid(uid: u32) -> Result<Option<Account>, Error> {
-    found("getpwuid_r", User::from_uid(Uid::from_raw(uid))).map(|user| user.map(from_nss))
-}
-
-/// The uid of a user.
-///
-/// # Errors
-/// As [`account`].
-pub fn uid_of(name: &str) -> Result<Option<u32>, Error> {
-    Ok(account(name)?.map(|account| account.uid))
 }
 
 /// The gid of a group.
@@ -139,10 +123,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_by_name_and_number() {
+    fn root_is_known() {
         let root = account("root").unwrap().unwrap();
         assert_eq!((root.uid, root.gid), (0, 0));
-        assert_eq!(account_by_uid(0).unwrap().unwrap().name, root.name);
         assert!(groups_of("root", 0).unwrap().contains(&0));
         assert_eq!(gid_of("root").unwrap(), Some(0));
         assert!(accounts().unwrap().iter().any(|account| account.name == "root"));

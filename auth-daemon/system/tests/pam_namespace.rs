@@ -30,6 +30,8 @@ fn real_modules_in_a_private_namespace() {
         texts_and_prompts();
         broken_configurations();
         faillock_locks(&scratch);
+        times_and_files();
+        modules_of_the_test(&scratch);
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -126,6 +128,19 @@ fn prepare(scratch: &Path) {
             "execfail",
             "auth required pam_exec.so quiet /bin/false\naccount required pam_permit.so\n".to_owned(),
         ),
+        ("always", format!("{UNIX}account required pam_time.so conffile={}/always\n", scratch.display())),
+        ("never", format!("{UNIX}account required pam_time.so conffile={}/never\n", scratch.display())),
+        (
+            "maintenance",
+            format!(
+                "account requisite pam_nologin.so file={0}/nologin\nauth requisite pam_nologin.so file={0}/nologin\n{UNIX}",
+                scratch.display()
+            ),
+        ),
+        (
+            "no-maintenance",
+            format!("auth requisite pam_nologin.so file={}/nothing-here\n{UNIX}", scratch.display()),
+        ),
         ("echo", format!("auth optional pam_echo.so hello %u\n{UNIX}")),
         (
             "record",
@@ -141,6 +156,9 @@ fn prepare(scratch: &Path) {
     ] {
         fs::write(folder.join(service), text).unwrap();
     }
+    fs::write(scratch.join("always"), "*;*;*;Al0000-2400\n").unwrap();
+    fs::write(scratch.join("never"), "*;*;*;!Al0000-2400\n").unwrap();
+    fs::write(scratch.join("nologin"), "the mail server is being moved\n").unwrap();
     for (service, auth, account, _) in results() {
         let text =
             format!("auth required pam_debug.so auth={auth}\naccount required pam_debug.so acct={account}\n");
@@ -160,6 +178,43 @@ fn prepare(scratch: &Path) {
     fs::write(scratch.join("shadow"), shadow).unwrap();
     fs::set_permissions(scratch.join("shadow"), fs::Permissions::from_mode(0o640)).unwrap();
     fs::write(scratch.join("group"), "root:x:0:\n").unwrap();
+    if compile(&scratch.join("module.so")) {
+        let module = scratch.join("module.so");
+        for (service, words, account) in MODULES {
+            let line = |words: &str| format!("required {} {words}\n", module.display());
+            fs::write(folder.join(service), format!("auth {}account {}", line(words), line(account)))
+                .unwrap();
+        }
+    }
+}
+
+/// Service, what the test's module does when authenticating, and in the account phase.
+const MODULES: [(&str, &str, &str); 8] = [
+    ("module-many", "many=200", ""),
+    ("module-rename", "rename=noage", ""),
+    ("module-impossible", "rename=a:b", ""),
+    ("module-late-rename", "", "rename=soon"),
+    ("module-delay", "delay refuse", ""),
+    ("module-say", "say=first say=second refuse", ""),
+    ("module-say-later", "say=first", "say=later refuse"),
+    ("module-state", "state", ""),
+];
+
+/// Compiles the module that misbehaves; `false` (and a skip) without a compiler.
+fn compile(to: &Path) -> bool {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/module.c");
+    let status = Command::new("gcc")
+        .args(["-Wall", "-shared", "-fPIC", "-o"])
+        .arg(to)
+        .arg(source)
+        .arg("-lpam")
+        .status();
+    let compiled = status.is_ok_and(|status| status.success());
+    if !compiled {
+        assert_ne!(std::env::var("POSTERN_TEST_SKIPS").as_deref(), Ok("fail"), "a skip is not allowed here");
+        eprintln!("SKIPPED in part: gcc is not installed");
+    }
+    compiled
 }
 
 fn ask(service: &str, user: &str, password: &[u8]) -> PamReport {
@@ -327,4 +382,51 @@ fn faillock_locks(scratch: &Path) {
     }
     assert_eq!(ask("lock", "good", RIGHT).verdict, PamVerdict::Refused);
     assert_eq!(ask("lock", "noage", RIGHT).verdict, PamVerdict::Granted);
+}
+
+fn times_and_files() {
+    for (service, verdict) in [
+        ("always", PamVerdict::Granted),
+        ("never", PamVerdict::AccountDenied),
+        ("maintenance", PamVerdict::Refused),
+        ("no-maintenance", PamVerdict::Granted),
+    ] {
+        let report = ask(service, "good", RIGHT);
+        assert_eq!(report.verdict, verdict, "{service}: {report:?}");
+        // Who does not know the password does not learn at which hours it would work.
+        assert_eq!(ask(service, "good", b"wrong").verdict, PamVerdict::Refused, "{service}");
+    }
+    let text = PamText::Error("the mail server is being moved ".to_owned());
+    assert!(ask("maintenance", "good", RIGHT).texts.contains(&text));
+}
+
+fn modules_of_the_test(scratch: &Path) {
+    if !scratch.join("module.so").exists() {
+        return;
+    }
+    let user = |service: &str| {
+        let report = ask(service, "good", b"summersun");
+        (report.verdict, report.user)
+    };
+    // Many messages in one conversation: every prompt gets its answer, every text is heard (up to a bound).
+    assert_eq!(user("module-many"), (PamVerdict::Granted, Some("good".to_owned())));
+    let report = ask("module-many", "good", b"wrong");
+    assert_eq!(report.verdict, PamVerdict::Refused);
+    assert_eq!(report.texts.len(), 32);
+    // The user is whom the modules say, in whatever phase they say it; but nobody impossible.
+    assert_eq!(user("module-rename"), (PamVerdict::Granted, Some("noage".to_owned())));
+    assert_eq!(user("module-late-rename"), (PamVerdict::Granted, Some("soon".to_owned())));
+    assert_eq!(user("module-impossible"), (PamVerdict::Temporary, None));
+    // A delay that a module asks for is the daemon's to keep.
+    let began = Instant::now();
+    assert_eq!(user("module-delay").0, PamVerdict::Refused);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    let said = |service: &str| ask(service, "good", RIGHT).texts;
+    let info = |text: &str| PamText::Info(text.to_owned());
+    assert_eq!(said("module-say"), [info("first"), info("second")]);
+    assert_eq!(said("module-say-later"), [info("first"), info("later")]);
+    assert_eq!(user("module-say-later").0, PamVerdict::AccountDenied);
+    // Last: from here on signals are blocked and the folder is another.
+    assert_eq!(user("module-state").0, PamVerdict::Granted);
+    assert_eq!(ask("unix", "good", RIGHT).verdict, PamVerdict::Granted);
 }

@@ -40,6 +40,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+/// The examples of the README are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod client;
 mod escape;
 mod field;

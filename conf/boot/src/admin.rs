@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::Error;
 use crate::channel::{self, Decoder, Descriptors, Outgoing};
+use crate::sandbox::Restricted;
 
 /// How long an admin command waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -87,6 +88,18 @@ pub struct Process {
     pub memory_kib: Option<u64>,
     /// What it is doing.
     pub state: State,
+    /// What the start ritual has done; none until it has.
+    #[serde(default)]
+    pub restricted: Option<Restricted>,
+    /// Where it listens.
+    #[serde(default)]
+    pub sockets: Vec<String>,
+    /// Whether it answered when it was asked for its figures.
+    #[serde(default)]
+    pub answers: bool,
+    /// Its figures.
+    #[serde(default)]
+    pub figures: Vec<crate::figures::Sample>,
 }
 
 /// What a process is doing.

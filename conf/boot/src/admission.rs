@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::control::Gauges;
@@ -83,6 +84,14 @@ impl Admission {
     }
 
     fn enter(&self, key: Option<Key>, limit: impl FnOnce(&Counters) -> u32) -> Result<Permit, Refused> {
+        self.try_enter(key, limit).inspect_err(|refused| {
+            if let Some(count) = self.1.as_ref().and_then(|gauges| gauges.refused.get(*refused as usize)) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn try_enter(&self, key: Option<Key>, limit: impl FnOnce(&Counters) -> u32) -> Result<Permit, Refused> {
         let mut counters = lock(&self.0);
         if counters.total_limit != 0 && counters.total >= counters.total_limit {
             return Err(Refused::Total);

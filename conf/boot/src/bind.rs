@@ -3,24 +3,26 @@
 //! Unix sockets: bound under a temporary name in the same folder, made listening, given owner and mode, and renamed
 //! over the path, so the path never disappears and never has the wrong rights. What is left of a dead program is
 //! replaced; where a live one listens, we do not.
-//! Trust:  the folder may belong to somebody else (Postfix' chroot): owner and mode are changed through a descriptor of
-//!         what was checked to be our socket, never by following a name.
+//! Trust:  the folder may belong to somebody else (Postfix' chroot, the daemons' account): it is held open from the
+//!         start, see `folder.rs`, and owner and mode are changed through a descriptor of what was checked to be our socket.
 
-use std::fs::DirBuilder;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{Gid, Uid, fchownat};
-use socket2::{Domain, SockAddr, Socket, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstat, fstatat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::error::BindError;
+use crate::folder::Folder;
 use crate::plan::{Bind, SocketSpec};
 
 /// Connections the kernel queues per socket while the daemon is busy or being started again.
@@ -41,6 +43,8 @@ pub(crate) struct Bound {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
+    folder: Folder,
+    name: OsString,
     device: u64,
     inode: u64,
 }
@@ -50,7 +54,7 @@ impl Bound {
     pub(crate) fn new(bind: &Bind) -> Result<Self, BindError> {
         match bind {
             Bind::Tcp(address) => {
-                let fd = Rc::new(bind_tcp(*address)?);
+                let fd = Rc::new(bind_tcp(*address, false)?);
                 Ok(Self { bind: bind.clone(), fd, file: None })
             }
             Bind::Unix { path, mode, owner, group } => {
@@ -84,8 +88,8 @@ impl Bound {
         if let (Bind::Unix { path, mode, owner, group }, Some(file)) = (wanted, &self.file)
             && self.bind != *wanted
         {
-            let found = set_rights(path, *mode, *owner, *group)?;
-            if (found.device, found.inode) != (file.device, file.inode) {
+            let found = set_rights(path, file.folder.fd(), &file.name, *mode, *owner, *group)?;
+            if found != (file.device, file.inode) {
                 let source = io::Error::other("another program has replaced it");
                 return Err(io_error(path, "changing its rights", source));
             }
@@ -101,9 +105,11 @@ impl Bound {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|seen| (seen.dev(), seen.ino()) == (self.device, self.inode));
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+        let seen = fstatat(self.folder.fd(), self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        let ours = seen.is_ok_and(|seen| (seen.st_dev, seen.st_ino) == (self.device, self.inode));
+        if ours
+            && let Err(error) = unlinkat(self.folder.fd(), self.name.as_os_str(), UnlinkatFlags::NoRemoveDir)
+        {
             tracing::debug!(%error, path = %self.path.display(), "socket could not be removed");
         }
     }
@@ -114,13 +120,14 @@ pub fn ip_available(ip: IpAddr) -> bool {
     std::net::TcpListener::bind((ip, 0)).is_ok()
 }
 
-fn bind_tcp(address: SocketAddr) -> Result<OwnedFd, BindError> {
+fn bind_tcp(address: SocketAddr, share: bool) -> Result<OwnedFd, BindError> {
     let listening = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(share)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -141,36 +148,37 @@ fn bind_unix(
     owner: Option<u32>,
     group: Option<u32>,
 ) -> Result<(OwnedFd, SocketFile), BindError> {
-    let temporary = temporary_name(path)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    make_folders(folder, owner).map_err(|source| io_error(folder, "making the folder", source))?;
-    refuse_if_in_use(path)?;
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(io_error(&temporary, "removing what an earlier start left", error));
-        }
-        _ => {}
+    let (name, temporary) = names(path)?;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let folder = Folder::open(parent, |above, name| make_folder(above, name, owner))
+        .map_err(|source| io_error(parent, "making the folder", source))?;
+    refuse_if_in_use(path, &folder.place(&name))?;
+    match unlinkat(folder.fd(), temporary.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(error) => return Err(io_error(path, "removing what an earlier start left", error.into())),
     }
     let listening = || -> io::Result<OwnedFd> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(&temporary)?)?;
+        socket.bind(&SockAddr::unix(folder.place(&temporary))?)?;
         socket.set_nonblocking(true)?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
     let fd = listening().map_err(|source| io_error(path, "listening", source))?;
-    let placed = set_rights(&temporary, mode, owner, group).and_then(|file| {
-        std::fs::rename(&temporary, path).map_err(|source| io_error(path, "putting it in place", source))?;
-        Ok(SocketFile { path: path.to_owned(), device: file.device, inode: file.inode })
+    let placed = set_rights(path, folder.fd(), &temporary, mode, owner, group).and_then(|(device, inode)| {
+        renameat(folder.fd(), temporary.as_os_str(), folder.fd(), name.as_os_str())
+            .map_err(|error| io_error(path, "putting it in place", error.into()))?;
+        Ok((device, inode))
     });
     if placed.is_err() {
-        let _ = std::fs::remove_file(&temporary);
+        let _ = unlinkat(folder.fd(), temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
     }
-    Ok((fd, placed?))
+    let (device, inode) = placed?;
+    Ok((fd, SocketFile { path: path.to_owned(), folder, name, device, inode }))
 }
 
-/// `.NAME~` beside the path: always the same, so that what a crash leaves is cleaned up by the next start.
-fn temporary_name(path: &Path) -> Result<PathBuf, BindError> {
+/// The name, and `.NAME~`: always the same, so that what a crash leaves is cleaned up by the next start.
+fn names(path: &Path) -> Result<(OsString, OsString), BindError> {
     if path.as_os_str().len() > MAX_PATH {
         return Err(BindError::PathTooLong { path: path.to_owned() });
     }
@@ -178,32 +186,23 @@ fn temporary_name(path: &Path) -> Result<PathBuf, BindError> {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "not an absolute path of a file");
         return Err(io_error(path, "listening", source));
     };
-    let mut temporary = std::ffi::OsString::from(".");
+    let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push("~");
-    Ok(path.with_file_name(temporary))
+    Ok((name.to_owned(), temporary))
 }
 
-/// Makes missing folders, each with mode 0755 whatever the umask. One called `private` is for the socket's owner
-/// alone: it is Postfix' folder, which Postfix makes at its first start like this and cannot use otherwise.
-fn make_folders(folder: &Path, owner: Option<u32>) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = folder.parent() {
-        make_folders(parent, owner)?;
-    }
-    let keeper = owner.filter(|_| folder.file_name().is_some_and(|name| name == "private"));
-    match DirBuilder::new().mode(if keeper.is_some() { 0o700 } else { 0o755 }).create(folder) {
-        Ok(()) if keeper.is_some() => std::os::unix::fs::lchown(folder, keeper, None),
-        Ok(()) => std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-    }
+/// Makes a missing folder with mode 0755. One called `private` is for the socket's owner alone: it is Postfix' folder,
+/// which Postfix makes at its first start like this and cannot use otherwise.
+fn make_folder(above: &Folder, name: &OsStr, owner: Option<u32>) -> io::Result<()> {
+    let Some(keeper) = owner.filter(|_| name == "private") else { return above.make(name, 0o755) };
+    above.make(name, 0o700)?;
+    Ok(fchownat(above.fd(), name, Some(Uid::from_raw(keeper)), None, AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
 
-fn refuse_if_in_use(path: &Path) -> Result<(), BindError> {
-    let seen = match std::fs::symlink_metadata(path) {
+/// `place`: the same file by a name that leads nowhere else.
+fn refuse_if_in_use(path: &Path, place: &Path) -> Result<(), BindError> {
+    let seen = match std::fs::symlink_metadata(place) {
         Ok(seen) => seen,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error(path, "looking at it", error)),
@@ -214,7 +213,7 @@ fn refuse_if_in_use(path: &Path) -> Result<(), BindError> {
     // Nobody behind it: connection refused. Full queue: somebody is there, only slow; not waited for.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
         socket.set_nonblocking(true)?;
-        socket.connect(&SockAddr::unix(path)?)?;
+        socket.connect(&SockAddr::unix(place)?)?;
         Ok(UnixStream::from(OwnedFd::from(socket)))
     });
     match probe {
@@ -226,16 +225,18 @@ fn refuse_if_in_use(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Owner, group and mode of the socket at this path, which must be one that this process made.
+/// Owner, group and mode of the socket of this name, which must be one that this process made. Gives what it is.
 fn set_rights(
     path: &Path,
+    folder: BorrowedFd<'_>,
+    name: &OsStr,
     mode: u32,
     owner: Option<u32>,
     group: Option<u32>,
-) -> Result<SocketFile, BindError> {
+) -> Result<(u64, u64), BindError> {
     let failed = |doing| move |error: nix::errno::Errno| io_error(path, doing, error.into());
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = nix::fcntl::open(path, flags, Mode::empty()).map_err(failed("opening the new socket"))?;
+    let file = openat(folder, name, flags, Mode::empty()).map_err(failed("opening the new socket"))?;
     let seen = fstat(&file).map_err(failed("looking at the new socket"))?;
     if seen.st_mode & libc::S_IFMT != libc::S_IFSOCK || seen.st_nlink != 1 {
         let source = io::Error::other("another program has replaced it");
@@ -250,7 +251,7 @@ fn set_rights(
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     std::fs::set_permissions(name, std::fs::Permissions::from_mode(mode & 0o777))
         .map_err(|source| io_error(path, "giving it its mode", source))?;
-    Ok(SocketFile { path: PathBuf::new(), device: seen.st_dev, inode: seen.st_ino })
+    Ok((seen.st_dev, seen.st_ino))
 }
 
 fn io_error(path: &Path, doing: &'static str, source: io::Error) -> BindError {
@@ -258,27 +259,43 @@ fn io_error(path: &Path, doing: &'static str, source: io::Error) -> BindError {
 }
 
 /// Who listens on the port, as far as /proc tells: root sees all processes, others their own.
-fn holder_of(port: u16) -> Option<String> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|table| std::fs::read_to_string(table).ok())
-        .flat_map(|table| table.lines().filter_map(|line| listening_inode(line, port)).collect::<Vec<_>>())
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
-    if inodes.is_empty() {
+/// Who listens on a TCP port: name and number of the process, as far as they can be seen. `None`: nobody.
+pub fn holder_of(port: u16) -> Option<String> {
+    let links = listening_links(port);
+    if links.is_empty() {
         return None;
     }
     let is_process = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok());
     let all = std::fs::read_dir("/proc").ok()?.flatten();
     for process in all.filter(|entry| is_process(&entry.file_name())) {
-        let Ok(fds) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        let holds = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
-        if holds.into_iter().any(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str())) {
+        if has_one_of(&process.path(), &links) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             return Some(format!("{} (process {})", name.trim(), process.file_name().display()));
         }
     }
     Some("another program".to_owned())
+}
+
+/// Whether a process listens on a TCP port, alone or with others (the service manager keeps those it hands over).
+pub fn listens_on(pid: u32, port: u16) -> bool {
+    has_one_of(Path::new(&format!("/proc/{pid}")), &listening_links(port))
+}
+
+/// What the listening sockets of a port are called in `/proc/PID/fd`.
+fn listening_links(port: u16) -> Vec<String> {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|table| table.lines().filter_map(|line| listening_inode(line, port)).collect::<Vec<_>>())
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect()
+}
+
+/// `process`: its folder below `/proc`.
+fn has_one_of(process: &Path, links: &[String]) -> bool {
+    let Ok(fds) = std::fs::read_dir(process.join("fd")) else { return false };
+    let open = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    open.into_iter().any(|open| links.iter().any(|link| open.as_os_str() == link.as_str()))
 }
 
 /// proc(5), /proc/net/tcp: field 1 is the local address, 3 the state (0A: listening), 9 the inode.
@@ -287,6 +304,32 @@ fn listening_inode(line: &str, port: u16) -> Option<String> {
     let (_, hex) = fields.get(1)?.rsplit_once(':')?;
     let matches = u16::from_str_radix(hex, 16).ok()? == port && *fields.get(3)? == "0A";
     matches.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+}
+
+/// A TCP socket whose port is still taken by one of ours that the new plan gives up (127.0.0.1:25 for 0.0.0.0:25). Both may have the
+/// port for the moment of the change if both say so.
+fn replace_tcp(
+    bind: &Bind,
+    wanted: &[&SocketSpec],
+    have: &[Bound],
+    error: BindError,
+) -> Result<Bound, BindError> {
+    let (Bind::Tcp(address), BindError::TcpInUse { .. }) = (bind, &error) else { return Err(error) };
+    let leaving: Vec<&Bound> = have
+        .iter()
+        .filter(|old| matches!(&old.bind, Bind::Tcp(held) if held.port() == address.port()))
+        .filter(|old| !wanted.iter().any(|spec| old.is_at(&spec.bind)))
+        .collect();
+    if leaving.is_empty() {
+        return Err(error);
+    }
+    let share = |on: bool| leaving.iter().try_for_each(|old| SockRef::from(&*old.fd).set_reuse_port(on));
+    let bound = share(true).map_err(|_| error).and_then(|()| bind_tcp(*address, true));
+    // No other program of this account is to join in.
+    let _ = share(false);
+    let fd = bound?;
+    let _ = SockRef::from(&fd).set_reuse_port(false);
+    Ok(Bound { bind: bind.clone(), fd: Rc::new(fd), file: None })
 }
 
 /// The listening sockets a plan wants: kept where they are, else from the service manager, else newly bound.
@@ -309,7 +352,7 @@ pub(crate) fn obtain(
         } else if let Some(fd) = activated.claim(spec) {
             Ok(Bound::activated(&spec.bind, fd))
         } else {
-            Bound::new(&spec.bind)
+            Bound::new(&spec.bind).or_else(|error| replace_tcp(&spec.bind, wanted, have, error))
         };
         match socket {
             Ok(socket) => all.push(socket),
@@ -323,6 +366,7 @@ pub(crate) fn obtain(
 mod tests {
     use super::*;
     use std::net::TcpListener;
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixListener;
 
     fn unix(path: &Path, mode: u32) -> Bind {
@@ -331,6 +375,15 @@ mod tests {
 
     fn mode_of(path: &Path) -> u32 {
         std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_process_listens_on_its_own_port_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listens_on(std::process::id(), port) && !listens_on(1, port));
+        drop(listener);
+        assert!(!listens_on(std::process::id(), port));
     }
 
     #[test]
@@ -412,6 +465,51 @@ mod tests {
         );
         assert!(text.contains("--port-base"));
         assert_eq!(crate::Error::Bind(vec![error]).exit_code(), crate::exit::UNAVAILABLE);
+    }
+
+    #[test]
+    fn an_address_can_be_widened_and_narrowed() {
+        let spec = |bind: &Bind| SocketSpec { name: "x".into(), bind: bind.clone() };
+        let narrow = Bound::new(&Bind::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let port = SockRef::from(&*narrow.fd).local_addr().unwrap().as_socket().unwrap().port();
+        let at = |ip: [u8; 4]| Bind::Tcp((ip, port).into());
+        let narrow = Bound { bind: at([127, 0, 0, 1]), ..narrow };
+        // Somebody else's start on the same port is refused as ever.
+        assert!(matches!(Bound::new(&at([0, 0, 0, 0])), Err(BindError::TcpInUse { .. })));
+        let wide = spec(&at([0, 0, 0, 0]));
+        let wide =
+            obtain(&[&wide], std::slice::from_ref(&narrow), &mut Default::default()).unwrap().remove(0);
+        drop(narrow);
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let again = spec(&at([127, 0, 0, 1]));
+        let again = obtain(&[&again], &[wide], &mut Default::default()).unwrap().remove(0);
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(Bound::new(&at([127, 0, 0, 1])).is_err());
+        // What the new plan keeps stays in the way.
+        let both = [spec(&at([127, 0, 0, 1])), spec(&at([0, 0, 0, 0]))];
+        assert!(obtain(&[&both[0], &both[1]], &[again], &mut Default::default()).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_is_exchanged_for_a_link_is_told() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (theirs, precious) = (folder.path().join("theirs"), folder.path().join("precious"));
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::create_dir(&precious).unwrap();
+        std::os::unix::fs::symlink(&precious, theirs.join("sockets")).unwrap();
+        std::os::unix::fs::lchown(&theirs, Some(12_345), Some(12_345)).unwrap();
+        std::os::unix::fs::lchown(theirs.join("sockets"), Some(12_345), Some(12_345)).unwrap();
+        let error = Bound::new(&unix(&theirs.join("sockets/s"), 0o600)).unwrap_err();
+        assert!(error.to_string().contains("is a link in a folder that uid 12345 can change"), "{error}");
+        assert_eq!(std::fs::read_dir(&precious).unwrap().count(), 0);
+        // A folder of theirs that is none of these is used as ever.
+        let bound = Bound::new(&unix(&theirs.join("s"), 0o600)).unwrap();
+        UnixStream::connect(theirs.join("s")).unwrap();
+        drop(bound);
+        assert!(!theirs.join("s").exists());
     }
 
     #[test]

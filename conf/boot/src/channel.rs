@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 
 use crate::Error;
+use crate::caps::Capability;
 use crate::logging::LogOptions;
-use crate::sandbox::Access;
+use crate::sandbox::{Access, Restricted};
+use crate::seccomp::{Mode, Profile};
 
 /// Version of everything said on these channels. Both ends are the same executable, except across an upgrade.
 const VERSION: u16 = 1;
@@ -44,16 +46,23 @@ pub(crate) enum ToChild {
     Stats,
     /// An admin command.
     Ask { id: u64, body: serde_json::Value },
+    /// Something for its role; with a descriptor, a stream to be served.
+    Hand { body: serde_json::Value },
+    /// The answer to [`FromChild::Status`].
+    Status { id: u64, status: crate::admin::Status },
 }
 
 /// How a daemon process is to set itself up.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct StartRecord {
     pub(crate) sockets: Vec<SocketEntry>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Vec<u32>,
     pub(crate) no_new_privs: bool,
+    pub(crate) capabilities: Option<Vec<Capability>>,
+    pub(crate) profile: Option<Profile>,
+    pub(crate) sandbox: Mode,
     pub(crate) files: Vec<Access>,
     pub(crate) open_files: Option<u64>,
     pub(crate) grace_ms: u64,
@@ -67,22 +76,39 @@ pub(crate) struct SocketEntry {
     pub(crate) unix: bool,
 }
 
-/// What a daemon says to the supervisor. Reports and answers only, never a wish.
+/// What a daemon says to the supervisor. Reports and answers; the one wish is to read the status, of a daemon whose
+/// plan allows it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromChild {
+    /// What the start ritual has done; comes before `Ready`.
+    Restricted(Restricted),
     Ready,
-    Reloaded { error: Option<String> },
+    Reloaded {
+        error: Option<String>,
+    },
     Stats(Stats),
-    Answer { id: u64, result: Result<serde_json::Value, String> },
+    Answer {
+        id: u64,
+        result: Result<serde_json::Value, String>,
+    },
+    /// A helper's word to the daemon that started it.
+    Note {
+        body: serde_json::Value,
+    },
+    Status {
+        id: u64,
+    },
 }
 
 /// Numbers of one daemon.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Stats {
     pub(crate) connections: u64,
     pub(crate) total: u64,
     pub(crate) memory_kib: Option<u64>,
+    #[serde(default)]
+    pub(crate) figures: Vec<crate::figures::Sample>,
 }
 
 /// One received frame.

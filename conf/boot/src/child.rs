@@ -19,13 +19,14 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getresgid, getresuid, setgroups, setresgid, setresuid};
 
-use crate::channel::{self, Decoder, Descriptors, StartRecord, ToChild};
+use crate::channel::{self, Decoder, Descriptors, FromChild, Outgoing, StartRecord, ToChild};
 use crate::control::{open_memory, parent};
 use crate::exit::{self, ExitCode};
 use crate::plan::Daemon;
-use crate::sandbox::{self, Status};
+use crate::sandbox::{self, Restricted, Status};
+use crate::seccomp;
 use crate::start::{ControlFd, Start};
-use crate::{Error, logging};
+use crate::{Error, caps, logging};
 
 /// How long a daemon may use for its own ending once the supervisor is gone.
 const AFTER_LOSS: Duration = Duration::from_millis(500);
@@ -66,12 +67,20 @@ fn run(role: &str, daemons: &[Daemon]) -> anyhow::Result<()> {
 
     // Ids.
     set_limits(role, &record)?;
+    // While it is still root: later it may not.
+    if let Some(kept) = &record.capabilities {
+        caps::bound(kept).context("giving up capabilities")?;
+    }
     become_user(&record).context("changing to the daemon's own user")?;
     tie_to(supervisor)?;
 
     // Sandbox.
-    restrict(role, &record)?;
+    if let Some(kept) = &record.capabilities {
+        caps::keep(kept).context("giving up capabilities")?;
+    }
+    let restricted = FromChild::Restricted(restrict(role, &record)?);
     watch_supervisor(watched)?;
+    channel::send_blocking(&stream, Outgoing::new(&restricted, Vec::new())?)?;
 
     // Loop.
     let grace = Duration::from_millis(record.grace_ms);
@@ -165,20 +174,34 @@ fn tie_to(supervisor: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn restrict(role: &str, record: &StartRecord) -> anyhow::Result<()> {
+fn restrict(role: &str, record: &StartRecord) -> anyhow::Result<Restricted> {
     if record.no_new_privs {
         prctl::set_no_new_privs()?;
     }
-    if !record.files.is_empty() {
-        match sandbox::restrict_files(&record.files).context("restricting files")? {
+    let mut restricted = Restricted { dumpable: prctl::get_dumpable()?, ..Restricted::default() };
+    if !record.files.is_empty() && record.sandbox == seccomp::Mode::On {
+        let status = sandbox::restrict_files(&record.files).context("restricting files")?;
+        restricted.landlock = Some(status);
+        match status {
             Status::Full => {}
-            Status::Partial => tracing::info!(role, "this kernel restricts files only in part"),
+            Status::Partial => tracing::debug!(role, "this kernel restricts files only in part"),
             Status::None => {
                 tracing::warn!(role, "files are not restricted: landlock is missing or too old here");
             }
         }
     }
-    Ok(())
+    if let Some(profile) = record.profile {
+        match seccomp::restrict(profile, record.sandbox) {
+            Ok(true) => {
+                restricted.seccomp = Some(profile);
+                restricted.log_only = record.sandbox == seccomp::Mode::Log;
+            }
+            Ok(false) => {}
+            // A kernel without filters is no reason to refuse mail.
+            Err(error) => tracing::warn!(role, %error, "system calls are not restricted on this kernel"),
+        }
+    }
+    Ok(restricted)
 }
 
 /// The rope that holds whatever the daemon's runtime is doing: a thread that waits for the end of the channel only.

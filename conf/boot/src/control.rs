@@ -3,19 +3,23 @@
 //! A task of the daemon's runtime drives the channel: it answers requests for numbers by itself and turns everything
 //! else into [`Event`]s. The loss of the supervisor is also noticed outside the runtime, see `child::watch_supervisor`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::admin::Status;
 use crate::channel::{self, Decoder, FromChild, MAX_BODY, Outgoing, Stats, ToChild};
+use crate::figures::Sample;
 use crate::logging;
 use crate::plan::Slice;
 use crate::start::{ControlFd, Sockets};
@@ -24,8 +28,40 @@ use crate::start::{ControlFd, Sockets};
 #[derive(Debug)]
 pub struct Control {
     gauges: Arc<Gauges>,
+    asked: Asked,
     outgoing: mpsc::UnboundedSender<FromChild>,
     events: mpsc::UnboundedReceiver<Event>,
+}
+
+/// Questions for the status that the supervisor has not answered yet.
+type Asked = Arc<Mutex<HashMap<u64, oneshot::Sender<Status>>>>;
+
+/// Asks the supervisor for the figures of the whole stack. For the one daemon whose plan allows it. Clones share the
+/// channel.
+#[derive(Clone, Debug)]
+pub struct StatusReader {
+    outgoing: mpsc::UnboundedSender<FromChild>,
+    asked: Asked,
+    next: Arc<AtomicU64>,
+}
+
+impl StatusReader {
+    /// The status of now; `None` when the supervisor does not answer in time.
+    pub async fn read(&self, within: Duration) -> Option<Status> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (reply, answer) = oneshot::channel();
+        lock(&self.asked).insert(id, reply);
+        let sent = self.outgoing.send(FromChild::Status { id }).is_ok();
+        let answer = if sent { tokio::time::timeout(within, answer).await.ok() } else { None };
+        // An answer that comes later finds nobody.
+        lock(&self.asked).remove(&id);
+        answer?.ok()
+    }
+}
+
+fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Status>>> {
+    // Inserting and removing leave the map whole.
+    asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the supervisor wants.
@@ -45,6 +81,13 @@ pub enum Event {
     Stop {
         /// Time for what is in flight.
         grace: Duration,
+    },
+    /// Something for this role, from the daemon that started this process ([`crate::spawn::Helper::hand`]).
+    Hand {
+        /// What; its shape is agreed between the two.
+        body: Value,
+        /// A stream to be served, if there is one.
+        stream: Option<OwnedFd>,
     },
     /// The supervisor is gone: return from `main` at once. The process is ended within a second anyway.
     Lost,
@@ -96,16 +139,47 @@ impl Drop for Question {
     }
 }
 
-/// Numbers a daemon keeps for `postern status`.
-#[derive(Debug, Default)]
+/// Makes a daemon's own samples.
+type Report = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
+
+/// Numbers a daemon keeps for `postern status` and `/metrics`.
+#[derive(Default)]
 pub struct Gauges {
     /// Connections open now.
     pub connections: AtomicU64,
     /// Connections accepted since the process started.
     pub total: AtomicU64,
+    /// Connections turned away because there were too many of all, and too many of one address or account.
+    pub(crate) refused: [AtomicU64; 2],
+    report: OnceLock<Report>,
+}
+
+impl std::fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gauges").field("connections", &self.connections).finish_non_exhaustive()
+    }
 }
 
 impl Gauges {
+    /// What the daemon tells beside its connections. Called once; it is asked for often and must be quick.
+    pub fn report(&self, report: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
+        if self.report.set(Box::new(report)).is_err() {
+            tracing::error!("a daemon set up its report twice");
+        }
+    }
+
+    fn samples(&self, role: &str) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for (count, reason) in self.refused.iter().zip(["total", "address"]) {
+            let value = count.load(Ordering::Relaxed);
+            samples.push(Sample::new("postern_connections_refused_total", &[role, reason], value));
+        }
+        if let Some(report) = self.report.get() {
+            report(&mut samples);
+        }
+        samples
+    }
+
     /// Counts one connection until the guard is dropped.
     pub fn enter(self: &Arc<Self>) -> GaugeGuard {
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -136,8 +210,10 @@ impl Control {
         let gauges = Arc::new(Gauges::default());
         let (outgoing, waiting) = mpsc::unbounded_channel();
         let (happened, events) = mpsc::unbounded_channel();
+        let asked = Asked::default();
         let driver = Driver {
             stream,
+            asked: Arc::clone(&asked),
             decoder: fd.decoder,
             role: fd.role,
             grace: fd.grace,
@@ -149,12 +225,18 @@ impl Control {
             terminate: signal(SignalKind::terminate())?,
         };
         tokio::spawn(driver.run(waiting));
-        Ok(Self { gauges, outgoing, events })
+        Ok(Self { gauges, asked, outgoing, events })
     }
 
     /// Tells the supervisor that the daemon serves its sockets.
     pub async fn ready(&mut self) {
         let _ = self.outgoing.send(FromChild::Ready);
+        crate::trim::give_back_start_code();
+    }
+
+    /// Tells the daemon that started this process something. The supervisor does not listen to it.
+    pub fn note(&self, body: Value) {
+        let _ = self.outgoing.send(FromChild::Note { body });
     }
 
     /// The next wish of the supervisor. Cancel-safe.
@@ -168,6 +250,12 @@ impl Control {
         let _ = self.outgoing.send(FromChild::Reloaded { error: result.err() });
     }
 
+    /// For the daemon that shows the figures of all.
+    pub fn status_reader(&self) -> StatusReader {
+        let next = Arc::default();
+        StatusReader { outgoing: self.outgoing.clone(), asked: Arc::clone(&self.asked), next }
+    }
+
     /// The numbers shown in `postern status`.
     pub fn gauges(&self) -> Arc<Gauges> {
         Arc::clone(&self.gauges)
@@ -176,6 +264,7 @@ impl Control {
 
 struct Driver {
     stream: UnixStream,
+    asked: Asked,
     decoder: Decoder,
     role: String,
     grace: Duration,
@@ -235,6 +324,15 @@ impl Driver {
             ToChild::Stats => {
                 let _ = self.replies.send(FromChild::Stats(self.stats()));
             }
+            ToChild::Status { id, status } => {
+                if let Some(reply) = lock(&self.asked).remove(&id) {
+                    let _ = reply.send(status);
+                }
+            }
+            ToChild::Hand { body } => {
+                let stream = frame.fds.into_iter().next();
+                let _ = self.events.send(Event::Hand { body, stream });
+            }
             ToChild::Ask { id, body } => {
                 let question = Question { id, body, reply: Some(self.replies.clone()) };
                 let _ = self.events.send(Event::Ask(question));
@@ -268,6 +366,7 @@ impl Driver {
             connections: self.gauges.connections.load(Ordering::Relaxed),
             total: self.gauges.total.load(Ordering::Relaxed),
             memory_kib: self.memory.as_ref().and_then(memory_kib),
+            figures: self.gauges.samples(&self.role),
         }
     }
 }
@@ -300,6 +399,18 @@ mod tests {
         let file = open_memory().unwrap();
         assert!(memory_kib(&file).unwrap() > 100);
         assert!(memory_kib(&file).unwrap() > 100);
+    }
+
+    #[tokio::test]
+    async fn a_question_without_an_answer_leaves_nothing_behind() {
+        let (outgoing, waiting) = mpsc::unbounded_channel();
+        let asked = Asked::default();
+        let reader = StatusReader { outgoing, asked: Arc::clone(&asked), next: Arc::default() };
+        assert_eq!(reader.read(Duration::from_millis(1)).await, None);
+        assert!(lock(&asked).is_empty());
+        drop(waiting);
+        assert_eq!(reader.read(Duration::from_secs(60)).await, None);
+        assert!(lock(&asked).is_empty());
     }
 
     #[test]

@@ -159,7 +159,7 @@ mod tests {
                     Event::Ask(question) if question.body() == "slice" => {
                         question.answer(json!(String::from_utf8_lossy(&slice)));
                     }
-                    Event::Ask(_) => {}
+                    Event::Ask(_) | Event::Hand { .. } => {}
                     Event::Stop { .. } | Event::Lost => return,
                 }
             }

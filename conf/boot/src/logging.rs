@@ -3,6 +3,8 @@
 //! Trust:  names and texts in events come from strangers. On stderr control characters are escaped, so nobody can
 //!         forge a line or talk to the terminal.
 
+mod journal;
+
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write as _};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +19,8 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use journal::Journal;
 
 /// How to log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,13 +68,16 @@ pub fn init(options: &LogOptions) -> Result<(), String> {
         return known.reload(filter).map_err(|error| format!("the log level cannot be changed: {error}"));
     }
     let (filter, handle) = reload::Layer::new(filter);
-    let (journal, problem) = match wants_journal(options.format).then(|| journal(&options.role)) {
-        Some(Ok(layer)) => (Some(layer), None),
+    let (journal, problem) = match wants_journal(options.format).then(|| Journal::connect(&options.role)) {
+        Some(Ok(journal)) => (Some(journal), None),
         Some(Err(error)) => (None, Some(error)),
         None => (None, None),
     };
-    let lines = journal.is_none().then(|| Lines::new(options));
-    if tracing_subscriber::registry().with(filter).with(journal).with(lines).try_init().is_err() {
+    let writer = match journal {
+        Some(journal) => Writer::Journal(journal),
+        None => Writer::Lines(Lines::new(options)),
+    };
+    if tracing_subscriber::registry().with(filter).with(writer).try_init().is_err() {
         return Err("logging was set up by something else in this program".to_owned());
     }
     let _ = FILTER.set(handle);
@@ -84,11 +91,6 @@ pub fn init(options: &LogOptions) -> Result<(), String> {
 /// Whether [`init`] was called with success.
 pub(crate) fn is_set_up() -> bool {
     FILTER.get().is_some()
-}
-
-fn journal(role: &str) -> io::Result<tracing_journald::Layer> {
-    let layer = tracing_journald::layer()?.with_syslog_identifier("postern".to_owned());
-    Ok(layer.with_custom_fields([("POSTERN_DAEMON", role)]))
 }
 
 /// In its own process a role's name stands for everything; elsewhere it is the beginning of module names, as usual.
@@ -139,6 +141,12 @@ fn log_panics() {
     }));
 }
 
+/// Where events go.
+enum Writer {
+    Lines(Lines),
+    Journal(Journal),
+}
+
 /// Writes events as lines to stderr.
 struct Lines {
     role: String,
@@ -177,22 +185,7 @@ impl Lines {
         } else {
             write!(line, " {level:>5} {}:", self.role)
         };
-        if let Some((_, message)) = fields.0.iter().find(|(name, _)| *name == "message") {
-            line.push(' ');
-            escape(&mut line, message.as_str().unwrap_or_default());
-        }
-        for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
-            let _ = write!(line, " {name}=");
-            match value {
-                Value::String(text) if text.is_empty() || text.contains([' ', '"', '=']) => {
-                    let _ = write!(line, "{text:?}");
-                }
-                Value::String(text) => escape(&mut line, text),
-                other => {
-                    let _ = write!(line, "{other}");
-                }
-            }
-        }
+        fields.text(&mut line);
         line.push('\n');
         line
     }
@@ -212,7 +205,7 @@ impl Lines {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Writer {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
@@ -238,13 +231,34 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
         }
         event.record(&mut fields);
         let metadata = event.metadata();
-        let line = self.line(SystemTime::now(), *metadata.level(), metadata.target(), fields);
-        // There is nowhere to report that stderr is gone.
-        let _ = io::stderr().lock().write_all(line.as_bytes());
+        match self {
+            Writer::Journal(journal) => journal.write(*metadata.level(), metadata.target(), &fields),
+            Writer::Lines(lines) => {
+                let line = lines.line(SystemTime::now(), *metadata.level(), metadata.target(), fields);
+                // There is nowhere to report that stderr is gone.
+                let _ = io::stderr().lock().write_all(line.as_bytes());
+            }
+        }
     }
 }
 
 impl Fields {
+    /// Message and fields as people read them; whatever they hold stays on this line and in its field.
+    fn text(&self, line: &mut String) {
+        if let Some((_, message)) = self.0.iter().find(|(name, _)| *name == "message") {
+            line.push(' ');
+            escape(line, message.as_str().unwrap_or_default());
+        }
+        for (name, value) in self.0.iter().filter(|(name, _)| *name != "message") {
+            // Writing to a String cannot fail.
+            let _ = match value {
+                Value::String(text) if is_word(text) => write!(line, " {name}={text}"),
+                Value::String(text) => write!(line, " {name}={text:?}"),
+                other => write!(line, " {name}={other}"),
+            };
+        }
+    }
+
     /// A name said twice (by a span and its event) keeps the last value.
     fn set(&mut self, field: &Field, value: Value) {
         let name = field.name();
@@ -276,9 +290,19 @@ impl Visit for Fields {
     }
 }
 
+/// Control characters, and those that change how the characters around them are shown.
+fn is_unprintable(character: char) -> bool {
+    character.is_control() || (!character.is_ascii() && character.escape_debug().len() > 1)
+}
+
+/// Whether a value needs no quotes.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(|c| matches!(c, ' ' | '"' | '=' | '\\') || is_unprintable(c))
+}
+
 fn escape(line: &mut String, text: &str) {
     for character in text.chars() {
-        if character.is_control() {
+        if is_unprintable(character) {
             line.extend(character.escape_default());
         } else {
             line.push(character);
@@ -333,6 +357,24 @@ mod tests {
             lines(false).line(time, Level::WARN, "t", sample()),
             "2024-02-29 12:34:56.789Z  WARN smtp: a\\nERROR forged \\u{1b}[2J user=bob text=\"x y\" n=3\n"
         );
+    }
+
+    #[test]
+    fn values_stay_in_their_fields() {
+        for (value, shown) in [
+            ("bob", "bob"),
+            ("", "\"\""),
+            ("a b=c", "\"a b=c\""),
+            ("a\" rip=192.0.2.9 x=\"", "\"a\\\" rip=192.0.2.9 x=\\\"\""),
+            ("a\\nb", "\"a\\\\nb\""),
+            ("a\nb", "\"a\\nb\""),
+            ("a\u{2028}b\u{202e}c\u{85}", "\"a\\u{2028}b\\u{202e}c\\u{85}\""),
+            ("jürgen", "jürgen"),
+        ] {
+            let mut line = String::new();
+            Fields(vec![("user", value.into())]).text(&mut line);
+            assert_eq!(line, format!(" user={shown}"));
+        }
     }
 
     #[test]

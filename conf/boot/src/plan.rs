@@ -11,8 +11,10 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::Start;
+use crate::caps::Capability;
 use crate::logging::LogOptions;
 use crate::sandbox::Access;
+use crate::seccomp::{Mode, Profile};
 
 /// One daemon program the supervisor can run: role name and its main, called in the child process.
 #[derive(Clone, Copy)]
@@ -54,10 +56,19 @@ pub struct DaemonPlan {
     pub tier: u8,
     /// Set `no_new_privs` (default). Off only for what must start setuid helpers.
     pub no_new_privs: bool,
+    /// What it keeps of root's power; `None`: what the supervisor has. A process of another uid keeps nothing whatever
+    /// stands here.
+    pub capabilities: Option<Vec<Capability>>,
+    /// Which system calls it may make. `None`: not restricted here.
+    pub profile: Option<Profile>,
+    /// How `profile` and `files` are applied.
+    pub sandbox: Mode,
     /// Files it may reach, applied by landlock before its `main`. Empty: not restricted here.
     pub files: Vec<Access>,
     /// Limit on open files. `None`: as many as the hard limit allows.
     pub open_files: Option<u64>,
+    /// It may ask for the figures of the whole stack ([`crate::StatusReader`]).
+    pub reads_status: bool,
 }
 
 impl DaemonPlan {
@@ -76,8 +87,12 @@ impl Default for DaemonPlan {
             ids: None,
             tier: 1,
             no_new_privs: true,
+            capabilities: None,
+            profile: None,
+            sandbox: Mode::On,
             files: Vec::new(),
             open_files: None,
+            reads_status: false,
         }
     }
 }

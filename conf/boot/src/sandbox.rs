@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use landlock::{
     ABI, Access as _, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, path_beneath_rules,
+    RulesetStatus, Scope, path_beneath_rules,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::seccomp::Profile;
 
 /// The newest kind of file rules known here; the kernel takes what it knows of them.
 const NEWEST: ABI = ABI::V5;
@@ -36,6 +38,19 @@ pub enum Status {
     None,
 }
 
+/// What a process says its start ritual has done; `/proc` does not show all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restricted {
+    /// Restriction of files; none was asked for.
+    pub landlock: Option<Status>,
+    /// Filter of system calls; none was asked for or there is none on this machine.
+    pub seccomp: Option<Profile>,
+    /// Whether the filter only logs.
+    pub log_only: bool,
+    /// Whether others of its uid may look into it, and a crash leaves a core file.
+    pub dumpable: bool,
+}
+
 /// Restricts this thread, and all threads it starts from now on, to these files. Call before the runtime starts.
 /// Paths that do not exist are skipped. Implies `no_new_privs`.
 ///
@@ -50,6 +65,8 @@ pub fn restrict_files(rules: &[Access]) -> io::Result<Status> {
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))
+        // No signal to a process outside, also to one of the same uid.
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
         .map_err(io::Error::other)?;
     for rule in rules {

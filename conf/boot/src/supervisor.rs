@@ -29,12 +29,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::activation::Activated;
 use crate::admin::{self, Answer, Asked, Request, Response, State, Status};
 use crate::bind::Bound;
-use crate::channel::{FromChild, ToChild};
+use crate::caps::{self, Capability};
+use crate::channel::{FromChild, Stats, ToChild};
 use crate::control::{memory_kib, open_memory};
 use crate::exit::{self, ExitCode};
 use crate::lock::StateLock;
 use crate::plan::{Bind, Daemon, Plan};
+use crate::sandbox::Restricted;
 use crate::{Error, logging};
+pub(crate) use process::spawn as spawn_role;
 use process::{Process, describe};
 use reload::Reloading;
 use service::Service;
@@ -42,11 +45,28 @@ use service::Service;
 /// Grace time of a plan that gives none.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// How long `postern status` waits for the daemons' numbers.
-const STATS_WITHIN: Duration = Duration::from_millis(500);
+const STATS_WITHIN: Duration = Duration::from_secs(2);
 /// How long a daemon may think about an admin question.
 const ANSWER_WITHIN: Duration = Duration::from_secs(50);
 /// These codes of a daemon that was never ready mean that starting it again cannot help.
 const HOPELESS: [ExitCode; 4] = [exit::EX_USAGE, exit::CANTCREAT, exit::NOPERM, exit::CONFIG];
+
+/// What a supervisor that is root keeps of its power: ids for the daemons and signals to them, sockets in folders of others
+/// with the right owners, privileged ports, high limits. Workers that run as root for the sake of their PAM modules get no
+/// more.
+pub const SUPERVISOR: &[Capability] = &[
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::NetBindService,
+    Capability::SysResource,
+    Capability::AuditWrite,
+];
 
 /// Steers a running supervisor from another thread.
 #[derive(Clone, Debug)]
@@ -112,7 +132,14 @@ pub fn supervise(
         Ok(code) => code,
         Err(error) => {
             report(&error);
-            exit::code_of(&error, exit::FAILURE)
+            let code = exit::code_of(&error, exit::FAILURE);
+            // Rights, folders, sockets: the reason is often somewhere else than where it hurts.
+            if [exit::UNAVAILABLE, exit::CANTCREAT, exit::NOPERM].contains(&code)
+                || format!("{error:#}").contains("Permission denied")
+            {
+                report(&anyhow::anyhow!("run `postern doctor`: it looks at everything on the way"));
+            }
+            code
         }
     }
 }
@@ -149,6 +176,17 @@ fn start<P: FnMut() -> anyhow::Result<Plan>>(
         .then(|| Bind::Unix { path: plan.control_socket.clone(), mode: 0o600, owner: None, group: None })
         .map(|bind| Bound::new(&bind).map_err(|error| Error::Bind(vec![error])))
         .transpose()?;
+
+    // From here on; who holds a port that is taken could be seen with root's whole power only.
+    if nix::unistd::geteuid().is_root() {
+        caps::bound(SUPERVISOR).and_then(|()| caps::keep(SUPERVISOR)).map_err(|source| Error::System {
+            doing: "giving up capabilities that are not needed".into(),
+            source,
+        })?;
+    }
+    if plan.daemons.iter().all(|daemon| daemon.no_new_privs) {
+        prctl::set_no_new_privs()?;
+    }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -468,6 +506,11 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
         let Some(service) = self.service_of(instance) else { return };
         let role = service.role;
         match message {
+            FromChild::Restricted(restricted) => {
+                if let Some(process) = &mut service.process {
+                    process.restricted = Some(restricted);
+                }
+            }
             FromChild::Ready => {
                 if let Some(process) = &mut service.process
                     && !process.ready
@@ -480,11 +523,25 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
             }
             FromChild::Stats(stats) => {
                 if let Some(process) = &mut service.process {
-                    process.stats = Some(stats);
+                    let figures = crate::figures::believable(stats.figures);
+                    process.stats = Some(Stats { figures, ..stats });
+                    process.answered = true;
                 }
                 if let Some(counting) = &mut self.counting {
                     counting.waiting.remove(&instance);
                 }
+            }
+            FromChild::Status { id } => {
+                let allowed = service.reads_status;
+                let (reply, answer) = oneshot::channel();
+                match &service.process {
+                    Some(process) if allowed => process.tell_status(id, answer),
+                    _ => {
+                        tracing::error!(role, "asked for the status without being allowed to");
+                        return;
+                    }
+                }
+                self.count(reply);
             }
             FromChild::Reloaded { error } => {
                 let Some(reloading) = &mut self.reloading else { return };
@@ -494,6 +551,8 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
                     reloading.errors.push(format!("{role} keeps its old configuration: {error}"));
                 }
             }
+            // Daemons have nothing to note to the supervisor.
+            FromChild::Note { .. } => {}
             FromChild::Answer { id, result } => {
                 let asked = self.questions.iter().position(|one| one.id == id && one.instance == instance);
                 if let Some(at) = asked {
@@ -514,6 +573,7 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
         self.phase = Phase::Running;
         notify(&[NotifyState::Ready, NotifyState::Status("all daemons are ready")]);
         tracing::info!(pid = std::process::id(), "all daemons are ready");
+        crate::trim::give_back_start_code();
         if let Some(hook) = self.hooks.on_ready.take() {
             let handle = Handle(self.commands.clone());
             let thread = std::thread::Builder::new().name("on-ready".into()).spawn(|| hook(handle));
@@ -565,7 +625,9 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
             replies: Vec::new(),
         });
         if counting.replies.is_empty() {
-            for process in self.services.iter().filter_map(|service| service.process.as_ref()) {
+            let running = self.services.iter_mut().filter_map(|service| service.process.as_mut());
+            for process in running.filter(|process| process.ready) {
+                process.answered = false;
                 if process.tell(&ToChild::Stats, Vec::new()).is_ok() {
                     counting.waiting.insert(process.instance);
                 }
@@ -590,6 +652,10 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
                 Phase::Running => State::Ready,
                 Phase::Stopping { .. } => State::Stopping,
             },
+            restricted: Some(Restricted::default()),
+            sockets: vec![self.control_socket.display().to_string()],
+            answers: true,
+            figures: Vec::new(),
         };
         let daemons = self.services.iter().map(Service::status);
         let status = Status {

@@ -21,7 +21,7 @@ pub use certificate::{PemPair, Report, Warning, check};
 pub use client::{Client, TlsStream as ClientStream};
 pub use error::Error;
 pub use mutual::{MutualClient, MutualServer, check_name};
-pub use server::{Acceptor, HandshakeError, MinimumVersion, Options, Tls};
+pub use server::{Acceptor, HandshakeCounts, HandshakeError, MinimumVersion, Options, Tls};
 pub use stream::{ChannelBinding, TlsInfo, TlsStream};
 
 /// Turns Nagle's algorithm off: replies of mail protocols are small and waited for.

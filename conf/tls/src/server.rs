@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,23 @@ struct State {
 #[derive(Debug)]
 struct Service {
     current: ArcSwap<Generation>,
+    counters: Counters,
+}
+
+/// Handshakes since the start, kept as single additions.
+#[derive(Debug, Default)]
+struct Counters {
+    done: [[AtomicU64; 2]; 2],
+    failed: [AtomicU64; 4],
+}
+
+/// Handshakes of a service since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HandshakeCounts {
+    /// Those that succeeded: first by version (TLS 1.2, 1.3), then by resumption (no, yes).
+    pub done: [[u64; 2]; 2],
+    /// Those that failed: timeout, closed by the client, TLS, connection lost.
+    pub failed: [u64; 4],
 }
 
 /// What a service answers new connections with.
@@ -128,9 +146,18 @@ impl Tls {
         }
         let tickets = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         let generation = self.generation(certificates, *options, alpn, tickets)?;
-        let created = Arc::new(Service { current: ArcSwap::new(generation) });
+        let created = Arc::new(Service { current: ArcSwap::new(generation), counters: Counters::default() });
         services.insert(service.to_owned(), Arc::clone(&created));
         Ok(Acceptor(created))
+    }
+
+    /// How many handshakes each service has seen, by name.
+    pub fn handshakes(&self) -> Vec<(String, HandshakeCounts)> {
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            state.services.iter().map(|(name, service)| (name.clone(), service.counters.read())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
     }
 
     /// New certificates and settings for all services at once. Living connections keep what they have. When anything
@@ -200,10 +227,12 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match tokio::time::timeout(limit, self.handshake(io)).await {
+        let result = match tokio::time::timeout(limit, self.handshake(io)).await {
             Ok(result) => result.map_err(HandshakeError::from),
             Err(_) => Err(HandshakeError::Timeout(limit)),
-        }
+        };
+        self.0.counters.count(&result);
+        result
     }
 
     async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(&self, io: S) -> io::Result<TlsStream<S>> {
@@ -217,6 +246,32 @@ impl Acceptor {
         let stream = start.into_stream(config).await?;
         let ems = generation.options.require_ems;
         Ok(TlsStream::new(stream, Arc::clone(&generation.certificates), index, ems))
+    }
+}
+
+impl Counters {
+    fn count<S>(&self, result: &Result<TlsStream<S>, HandshakeError>) {
+        let count = match result {
+            Ok(stream) => self
+                .done
+                .get(usize::from(stream.is_tls13()))
+                .and_then(|row| row.get(usize::from(stream.is_resumed()))),
+            Err(HandshakeError::Timeout(_)) => self.failed.first(),
+            Err(HandshakeError::Closed) => self.failed.get(1),
+            Err(HandshakeError::Tls(_)) => self.failed.get(2),
+            Err(HandshakeError::Io(_)) => self.failed.get(3),
+        };
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self) -> HandshakeCounts {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        HandshakeCounts {
+            done: self.done.each_ref().map(|row| row.each_ref().map(load)),
+            failed: self.failed.each_ref().map(load),
+        }
     }
 }
 

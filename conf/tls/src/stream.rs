@@ -79,6 +79,14 @@ impl<S> TlsStream<S> {
         }
     }
 
+    pub(crate) fn is_tls13(&self) -> bool {
+        self.connection().protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.connection().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// The host name the client asked for.
     pub fn sni(&self) -> Option<&str> {
         self.connection().server_name()

@@ -48,8 +48,8 @@ pub(crate) fn allocate(root: &Path, now: SystemTime) -> Result<UidValidity, Erro
         let marker = marker(root, candidate.get());
         let rights = Rights::of(root).ctx("read", root)?;
         match dirs::create_new(&marker, rights) {
-            Ok(file) => {
-                let _ = file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o444));
+            // Its name is all there is to it; with Dovecot everybody may read it.
+            Ok(_) => {
                 note(root, candidate)?;
                 return Ok(candidate);
             }

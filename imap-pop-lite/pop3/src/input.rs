@@ -43,6 +43,13 @@ impl Input {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Takes everything out.
+    pub(crate) fn take_all(&mut self) -> Vec<u8> {
+        self.compact();
+        self.searched = 0;
+        std::mem::take(&mut self.buffer)
+    }
+
     /// The next line of at most `limit` bytes, its end included.
     pub(crate) fn line(&mut self, limit: usize) -> Line {
         let fresh = self.buffer.get(self.searched..).unwrap_or_default();

@@ -65,6 +65,14 @@ impl Work {
     }
 }
 
+/// A command that is done stays done when the look for changes fails: what is new will be told later.
+fn after_refresh(result: Result<(), maildir::Error>, completion: Completion) -> Completion {
+    if let Err(error) = result {
+        tracing::warn!(%error, "cannot look for changes");
+    }
+    completion
+}
+
 impl Mail {
     /// The folder of a name from the wire.
     pub(super) fn folder(&self, name: &imap::MailboxName) -> Result<FolderName, maildir::Error> {
@@ -160,25 +168,28 @@ impl Mail {
         text: &str,
         work: impl FnOnce(&mut Self) -> Result<(), maildir::Error>,
     ) -> Completion {
-        match work(self) {
-            Ok(()) => self.sync(true, out, Completion::ok(text)),
-            Err(error) => refused(&error),
+        if let Err(error) = work(self) {
+            return refused(&error);
+        }
+        match self.refresh(true, out) {
+            // The folder deleted or renamed was the selected one: the command is done, the selection has ended.
+            Err(maildir::Error::Gone(_)) => {
+                self.view = None;
+                ok_line(out, Code::Closed, "Selected mailbox is gone.");
+                Completion::ok(text).then(Transition::Unselected)
+            }
+            result => after_refresh(result, Completion::ok(text)),
         }
     }
 
     /// Tells what changed in the selected mailbox, then gives the completion back (or an error instead).
     pub(super) fn sync(&mut self, expunges: bool, out: &mut Vec<u8>, completion: Completion) -> Completion {
         match self.refresh(expunges, out) {
-            Ok(()) => completion,
-            Err(error) if matches!(error, maildir::Error::Gone(_)) => {
+            Err(error @ maildir::Error::Gone(_)) => {
                 self.view = None;
-                refused(&error)
+                refused(&error).then(Transition::Unselected)
             }
-            Err(error) => {
-                // The command itself is done; what is new will be told later.
-                tracing::warn!(%error, "cannot look for changes");
-                completion
-            }
+            result => after_refresh(result, completion),
         }
     }
 

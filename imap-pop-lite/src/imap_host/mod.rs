@@ -18,14 +18,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use boot::DrainToken;
+use boot::courier::{self, Ask, Protocol, Why};
 use imap::{
     Code, Command, Completion, LoginFailure, LoginFailureCode, Outcome, Session, Step, Tag, TlsState,
     Transition,
 };
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use self::mail::{Append, Mail, Turn, Work};
-use crate::login::{Attempt, Denied, Exchange, Verdict, Welcome};
+use crate::account::Account;
+use crate::login::{Attempt, Denied, Exchange, Kept, Verdict, Welcome};
+use crate::relay;
 use crate::server::{Live, Peer, Shared};
 use crate::stream::Connection;
 
@@ -41,41 +45,29 @@ pub(crate) async fn serve(
     mut drain: DrainToken,
 ) {
     let live = shared.live();
-    let session = Session::new(Arc::clone(&live.imap), tls, Instant::now());
-    let mut host = Host {
-        shared,
-        live,
-        connection,
-        session,
-        peer,
-        mail: None,
-        exchange: None,
-        mechanism: String::new(),
-        append: None,
-        append_error: None,
-        append_buffer: Vec::new(),
-        idle: None,
-    };
-    let ended = host.run(&mut drain).await;
-    let reason = match &ended {
-        Ok(why) => (*why).to_owned(),
-        Err(error) => error.to_string(),
-    };
-    tracing::info!(
-        session = %host.peer.session,
-        user = host.mail.as_ref().map(|mail| mail.account.user.as_str()),
-        received = host.connection.received,
-        sent = host.connection.sent,
-        reason,
-        "imap connection closed"
-    );
-    // Views and unfinished deliveries touch files when they go.
-    let (mail, append) = (host.mail.take(), host.append.take());
-    if mail.is_some() || append.is_some() {
-        host.shared.files.run(move || drop((mail, append))).await;
+    let mut session = Session::new(Arc::clone(&live.imap), tls, Instant::now());
+    if live.slice.broker.is_some() {
+        session.hand_over_logins();
     }
+    Host::new(shared, live, connection, session, peer).serve(&mut drain).await;
 }
 
+/// Serves a client who logged in at a front, by the command with this tag, to the end.
+pub(crate) async fn go_on(
+    shared: Arc<Shared>,
+    connection: Connection,
+    peer: Peer,
+    tag: &Tag,
+    account: Account,
+    mut drain: DrainToken,
+) {
+    let live = shared.live();
+    let session = Session::logged_in_elsewhere(Arc::clone(&live.imap), tag, Instant::now());
+    let mail = Mail::new(account, shared.budget.clone(), live.imap.limits.append);
+    let mut host = Host::new(shared, live, connection, session, peer);
+    host.mail = Some(Box::new(mail));
+    host.serve(&mut drain).await;
+}
 /// A mailbox being watched for a client in IDLE.
 struct Idle {
     changed: Arc<Notify>,
@@ -90,6 +82,10 @@ struct Host {
     session: Session,
     peer: Peer,
     mail: Option<Box<Mail>>,
+    /// Logged in, to be handed over.
+    kept: Option<Box<Kept>>,
+    /// Whose session was handed over.
+    relayed: Option<String>,
     exchange: Option<Box<dyn Exchange>>,
     mechanism: String,
     append: Option<Append>,
@@ -102,15 +98,70 @@ struct Host {
 enum Next {
     Go,
     End(&'static str),
+    /// Somebody else hosts the session.
+    Relay(UnixStream),
 }
 
 impl Host {
+    fn new(
+        shared: Arc<Shared>,
+        live: Arc<Live>,
+        connection: Connection,
+        session: Session,
+        peer: Peer,
+    ) -> Self {
+        Self {
+            shared,
+            live,
+            connection,
+            session,
+            peer,
+            mail: None,
+            kept: None,
+            relayed: None,
+            exchange: None,
+            mechanism: String::new(),
+            append: None,
+            append_error: None,
+            append_buffer: Vec::new(),
+            idle: None,
+        }
+    }
+
+    async fn serve(mut self, drain: &mut DrainToken) {
+        let ended = self.run(drain).await;
+        let reason = match &ended {
+            Ok(why) => (*why).to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let own = self.mail.as_ref().map(|mail| mail.account.user.as_str());
+        let user = own.or(self.relayed.as_deref());
+        let (session, received, sent) = (&self.peer.session, self.connection.received, self.connection.sent);
+        // Of a session that was handed over, the front tells.
+        if self.shared.tls.is_some() {
+            tracing::info!(session, user, received, sent, reason, "imap connection closed");
+        } else {
+            tracing::debug!(session, user, received, sent, reason, "imap connection closed");
+        }
+        // Views and unfinished deliveries touch files when they go.
+        let (mail, append) = (self.mail.take(), self.append.take());
+        if mail.is_some() || append.is_some() {
+            self.shared.files.run(move || drop((mail, append))).await;
+        }
+    }
+
     async fn run(&mut self, drain: &mut DrainToken) -> io::Result<&'static str> {
         let mut draining = false;
         loop {
             while let Some(step) = self.session.next() {
-                if let Next::End(why) = self.step(step).await? {
-                    return Ok(why);
+                match self.step(step).await? {
+                    Next::Go => {}
+                    Next::End(why) => return Ok(why),
+                    Next::Relay(mailbox) => {
+                        let ahead = self.session.take_input();
+                        self.connection.flush().await?;
+                        return relay::run(&mut self.connection, mailbox, &ahead, drain).await;
+                    }
                 }
             }
             self.connection.flush().await?;
@@ -120,7 +171,10 @@ impl Host {
             tokio::select! {
                 got = self.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
                     if got? == 0 {
-                        return Ok("disconnected");
+                        if !self.connection.is_to_end() {
+                            return Ok("disconnected");
+                        }
+                        self.session.bye(Some(Code::Unavailable), "Server is shutting down.");
                     }
                 }
                 () = until(deadline) => self.session.expire(Instant::now()),
@@ -161,10 +215,14 @@ impl Host {
             Step::CancelAuthentication => {
                 self.exchange = None;
                 self.mail = None;
+                self.kept = None;
             }
+            Step::HandOver(tag) => return Ok(self.hand_over(&tag).await),
             Step::StartTls => {
                 self.connection.flush().await?;
-                let acceptor = self.shared.imap_tls.clone();
+                let Some(acceptor) = self.shared.tls.as_ref().map(|doors| doors.imap.clone()) else {
+                    return Ok(Next::End("internal error: no TLS here"));
+                };
                 match Box::pin(self.connection.start_tls(&acceptor)).await {
                     Ok(()) => self.session.tls_established(Instant::now()),
                     Err(error) => {
@@ -245,8 +303,13 @@ impl Host {
                 Outcome::Challenge(data)
             }
             Verdict::Welcome(welcome) => self.welcome(welcome).await,
+            Verdict::Kept(mut kept) => {
+                let final_data = kept.final_data.take();
+                self.kept = Some(kept);
+                Outcome::LoggedIn(final_data)
+            }
             Verdict::Denied(denied) => {
-                tracing::info!(
+                tracing::debug!(
                     session = %self.peer.session,
                     remote = %self.peer.remote.ip().to_canonical(),
                     mechanism = self.mechanism,
@@ -261,6 +324,52 @@ impl Host {
             }
         };
         self.session.resume(outcome, Instant::now());
+    }
+
+    /// Finds whoever hosts the user's mail; otherwise the client hears why not.
+    async fn hand_over(&mut self, tag: &Tag) -> Next {
+        let (Some(broker), Some(kept)) = (&self.live.slice.broker, self.kept.take()) else {
+            self.session.resume(denied_outcome(Denied::Unavailable), Instant::now());
+            return Next::Go;
+        };
+        let session = courier::Session {
+            protocol: Protocol::Imap,
+            tag: tag.as_str().to_owned(),
+            mechanisms: self.live.imap.mechanisms.clone(),
+            session: self.peer.session.clone(),
+            local: self.peer.local,
+            remote: self.peer.remote,
+        };
+        let opened = relay::open(broker, &Ask::Session(kept.ticket.clone(), session)).await;
+        kept.fetched();
+        match opened {
+            Ok((mailbox, user)) => {
+                tracing::info!(
+                    session = %self.peer.session,
+                    user,
+                    remote = %self.peer.remote.ip().to_canonical(),
+                    mechanism = self.mechanism,
+                    tls = self.connection.tls_name(),
+                    "imap login"
+                );
+                self.relayed = Some(user);
+                Next::Relay(mailbox)
+            }
+            Err(refusal) => {
+                relay::refused(&self.peer.session, &kept.user, &refusal);
+                let (code, text) = match refusal.why {
+                    Why::Denied => (LoginFailureCode::Disabled, "This account has no mailbox here."),
+                    Why::TooMany => (LoginFailureCode::Unavailable, "Too many sessions of this user."),
+                    Why::NoSpace => {
+                        (LoginFailureCode::Unavailable, "The mailbox cannot be opened: no space.")
+                    }
+                    _ => (LoginFailureCode::Unavailable, "The mailbox cannot be opened now."),
+                };
+                let failure = LoginFailure { code, text: text.to_owned() };
+                self.session.resume(Outcome::LoginFailed(failure), Instant::now());
+                Next::Go
+            }
+        }
     }
 
     async fn welcome(&mut self, welcome: Welcome) -> Outcome {
@@ -284,7 +393,7 @@ impl Host {
                 Outcome::LoggedIn(final_data)
             }
             Some(Err(error)) => {
-                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail");
+                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail; run `postern doctor`");
                 denied_outcome(Denied::Unavailable)
             }
             None => denied_outcome(Denied::Unavailable),

@@ -127,6 +127,33 @@ async fn folders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_selected_folder_may_be_renamed_and_deleted() {
+    let server = Server::start();
+    server
+        .play(
+            r#"A> a CREATE one
+               A< a OK …
+               A> b SELECT one
+               A<< b
+               A> c RENAME one two
+               A< * OK [CLOSED] …
+               A< c OK …
+               A> d FETCH 1:* FLAGS
+               A< d BAD …
+               A> e SELECT two
+               A<< e
+               A> f DELETE two
+               A< * OK [CLOSED] …
+               A< f OK …
+               A> g CLOSE
+               A< g BAD …
+               A> h LIST "" two
+               A< h OK …"#,
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn selecting() {
     let server = Server::start();
     server.deliver(MESSAGE);

@@ -127,6 +127,8 @@ fn slice(state: &Path) -> (ImapSlice, String) {
             ..conf::TlsMaterial::default()
         },
         auth: conf::AuthSockets::default(),
+        broker: None,
+        delivery_from: None,
     };
     (slice, cert.pem())
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::OFlag;
+use zeroize::Zeroizing;
 
 use super::folder::open_beneath;
 use super::index::{Index, ResolveIds};
@@ -45,6 +46,22 @@ pub enum FileError {
     /// A value that would leave the folder, or cannot be part of a file name.
     #[error("a name with this content cannot select a passwd-file")]
     UnsafeName,
+    /// A file of another format that is not what it should be.
+    #[error("{}: {source}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: crate::sasldb::Error,
+    },
+    /// Names in the uid and gid columns could not be looked up. Temporary.
+    #[error("{}: {why}", path.display())]
+    Ids {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The path's template is wrong or names an unknown variable.
     #[error("passwd-file path: {0}")]
     Template(String),
@@ -66,11 +83,23 @@ pub struct FileOptions {
     pub ids: Option<Arc<dyn ResolveIds + Send + Sync>>,
     /// Largest file read. Default 2 GiB.
     pub max_bytes: u64,
+    /// How it is written. Default [`Format::Lines`].
+    pub format: Format,
+}
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// Lines, as Dovecot reads them.
+    #[default]
+    Lines,
+    /// Cyrus' sasldb2; see [`crate::sasldb`].
+    Sasldb,
 }
 
 impl Default for FileOptions {
     fn default() -> FileOptions {
-        FileOptions { ids: None, max_bytes: 2 << 30 }
+        FileOptions { ids: None, max_bytes: 2 << 30, format: Format::Lines }
     }
 }
 
@@ -79,6 +108,7 @@ impl std::fmt::Debug for FileOptions {
         f.debug_struct("FileOptions")
             .field("userdb", &self.ids.is_some())
             .field("max_bytes", &self.max_bytes)
+            .field("format", &self.format)
             .finish()
     }
 }
@@ -282,9 +312,12 @@ impl PasswdFile {
     }
 
     fn load(&self, _one_at_a_time: &MutexGuard<'_, ()>, now: Instant) -> Result<Arc<Index>, FileError> {
-        let (text, stamp, recent) = self.read()?;
+        let (text, stamp, recent) = self.read_text()?;
         let ids = self.options.ids.as_deref().map(|ids| ids as &dyn ResolveIds);
         let index = Arc::new(Index::build(text, ids));
+        if let Some(why) = &index.report().unresolved {
+            return Err(FileError::Ids { path: self.source.path(), why: why.clone() });
+        }
         for note in &index.report().notes {
             tracing::warn!(file = %self.source.path().display(), "{note}");
         }
@@ -292,6 +325,26 @@ impl PasswdFile {
             Some(Loaded { index: Arc::clone(&index), stamp, recent });
         self.checked.store(self.nanos(now), Ordering::Relaxed);
         Ok(index)
+    }
+
+    /// The lines, or what a file of another format says in lines. One that is damaged is perhaps being written: its
+    /// writers replace pages in place, and take no lock.
+    fn read_text(&self) -> Result<(Vec<u8>, Stamp, bool), FileError> {
+        const PAUSES: u32 = 3;
+        const PAUSE: Duration = Duration::from_millis(10);
+        let mut pauses = 0;
+        loop {
+            let (text, stamp, recent) = self.read()?;
+            match self.options.format {
+                Format::Lines => return Ok((text, stamp, recent)),
+                Format::Sasldb => match crate::sasldb::to_passwd_file(&Zeroizing::new(text)) {
+                    Ok(mut lines) => return Ok((std::mem::take(&mut *lines), stamp, recent)),
+                    Err(_) if recent && pauses < PAUSES => std::thread::sleep(PAUSE),
+                    Err(source) => return Err(FileError::Foreign { path: self.source.path(), source }),
+                },
+            }
+            pauses += 1;
+        }
     }
 
     /// The bytes and their stamp. A file that changes while it is read is read again; one that never rests is taken
@@ -392,7 +445,7 @@ mod tests {
     fn refuses_what_is_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let open = |path: &Path, max_bytes| {
-            PasswdFile::new(path, FileOptions { ids: None, max_bytes }).reload().map(|_| ())
+            PasswdFile::new(path, FileOptions { max_bytes, ..FileOptions::default() }).reload().map(|_| ())
         };
         assert!(matches!(open(folder.path(), 9), Err(FileError::NotAFile(_) | FileError::Unreadable { .. })));
         let pipe = folder.path().join("pipe");

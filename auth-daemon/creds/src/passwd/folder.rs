@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 
-use super::file::{FileError, FileOptions, Freshness, PasswdFile, Source};
+use super::file::{FileError, FileOptions, Freshness, PasswdFile, Polled, Source};
 use super::index::Index;
 
 /// Longest part of a path.
@@ -37,6 +37,10 @@ enum Part {
     /// What stands between `%{` and `}`, or the letter of a short form.
     Variable(String),
 }
+
+/// A file of a [`PasswdFolder`]: its path beneath the folder, made of harmless names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected(PathBuf);
 
 /// A family of passwd-files.
 pub struct PasswdFolder {
@@ -82,9 +86,44 @@ impl PasswdFolder {
         now: Instant,
         freshness: Freshness,
     ) -> Result<Arc<Index>, FileError> {
-        let relative = self.relative(expand)?;
-        let known = self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&relative).cloned();
-        if let Some(file) = known {
+        self.current_of(&self.select(expand)?, now, freshness)
+    }
+
+    /// Which file the variables select; there need not be one. `expand` as for [`PasswdFolder::current`].
+    ///
+    /// # Errors
+    /// [`FileError::UnsafeName`], [`FileError::Template`].
+    pub fn select(&self, expand: &mut dyn FnMut(&str) -> Option<Vec<u8>>) -> Result<Selected, FileError> {
+        self.relative(expand).map(Selected)
+    }
+
+    /// Looks whether the index of a file is up to date; see [`PasswdFile::poll`].
+    ///
+    /// # Errors
+    /// As [`PasswdFile::poll`].
+    pub fn poll(&self, file: &Selected, now: Instant, freshness: Freshness) -> Result<Polled, FileError> {
+        match self.known(file) {
+            Some(known) => known.poll(now, freshness),
+            None => Ok(Polled::Stale(None)),
+        }
+    }
+
+    fn known(&self, file: &Selected) -> Option<Arc<PasswdFile>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&file.0).cloned()
+    }
+
+    /// The index of a file, read first if that is due. May block.
+    ///
+    /// # Errors
+    /// As [`PasswdFolder::current`].
+    pub fn current_of(
+        &self,
+        file: &Selected,
+        now: Instant,
+        freshness: Freshness,
+    ) -> Result<Arc<Index>, FileError> {
+        let relative = file.0.clone();
+        if let Some(file) = self.known(file) {
             let result = file.current(now, freshness);
             if matches!(result, Err(FileError::Missing(_))) {
                 self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&relative);

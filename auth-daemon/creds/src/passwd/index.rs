@@ -13,10 +13,16 @@ use super::line::Entry;
 
 /// Turns names in the uid and gid columns into numbers. NSS may only be asked in some processes, so it is handed in.
 pub trait ResolveIds {
-    /// The uid of a system user.
-    fn uid(&self, name: &str) -> Option<u32>;
+    /// The uid of a system user; `None`: there is none.
+    ///
+    /// # Errors
+    /// Nobody can say now.
+    fn uid(&self, name: &str) -> Result<Option<u32>, String>;
     /// The gid of a system group.
-    fn gid(&self, name: &str) -> Option<u32>;
+    ///
+    /// # Errors
+    /// Nobody can say now.
+    fn gid(&self, name: &str) -> Result<Option<u32>, String>;
 }
 
 /// Knows no names; only numbers are accepted.
@@ -24,12 +30,12 @@ pub trait ResolveIds {
 pub struct NumericIds;
 
 impl ResolveIds for NumericIds {
-    fn uid(&self, _name: &str) -> Option<u32> {
-        None
+    fn uid(&self, _name: &str) -> Result<Option<u32>, String> {
+        Ok(None)
     }
 
-    fn gid(&self, _name: &str) -> Option<u32> {
-        None
+    fn gid(&self, _name: &str) -> Result<Option<u32>, String> {
+        Ok(None)
     }
 }
 
@@ -58,6 +64,8 @@ pub struct Report {
     pub rejected: usize,
     /// The first few of those in words.
     pub notes: Vec<String>,
+    /// Names could not be looked up at all, so the index is not to be used; why.
+    pub unresolved: Option<String>,
 }
 
 impl Report {
@@ -99,7 +107,7 @@ impl Index {
         };
         let mut start = 0;
         let mut number = 0;
-        while let Some(line) = index.line_at(start) {
+        while let Some(line) = index.line_at(start).filter(|_| index.report.unresolved.is_none()) {
             number += 1;
             let next = start + line.len() + 1;
             index.insert(start, number, ids);
@@ -174,6 +182,7 @@ impl Index {
                 self.report.duplicates += 1;
                 self.report.note(number, &name, "is there twice, the first line counts");
             }
+            Line::Unresolved(why) => self.report.unresolved = Some(why),
             Line::User { slot, tag, learned } => {
                 self.names.extend(learned);
                 if let Some(free) = self.slots.get_mut(slot) {
@@ -187,8 +196,10 @@ impl Index {
     fn consider(&self, start: usize, ids: Option<&dyn ResolveIds>) -> Line {
         let Some(entry) = self.line_at(start).and_then(Entry::parse) else { return Line::Nothing };
         let mut learned = Vec::new();
-        if ids.is_some_and(|resolver| !learn(&self.names, resolver, &entry, &mut learned)) {
-            return Line::Rejected(entry.name().to_vec());
+        match ids.map_or(Ok(true), |resolver| learn(&self.names, resolver, &entry, &mut learned)) {
+            Ok(true) => {}
+            Ok(false) => return Line::Rejected(entry.name().to_vec()),
+            Err(why) => return Line::Unresolved(why),
         }
         let (mut slot, tag) = self.place(entry.name());
         // The table is never full, so an empty slot ends the walk.
@@ -254,6 +265,7 @@ pub(super) fn bare_name<'a>(name: &'a [u8], default_domain: &[u8]) -> Option<&'a
 enum Line {
     Nothing,
     Rejected(Vec<u8>),
+    Unresolved(String),
     Duplicate(Vec<u8>),
     User { slot: usize, tag: u64, learned: Vec<(Vec<u8>, u32)> },
 }
@@ -290,26 +302,27 @@ fn learn(
     resolver: &dyn ResolveIds,
     entry: &Entry<'_>,
     learned: &mut Vec<(Vec<u8>, u32)>,
-) -> bool {
-    [(b'u', entry.uid()), (b'g', entry.gid())].into_iter().all(|(kind, text)| match number(text) {
-        Column::Empty => true,
-        Column::Number(id) => id != 0,
-        Column::Name => {
-            let key = name_key(kind, text);
-            if known.contains_key(&key) {
-                return true;
-            }
-            let name = std::str::from_utf8(text).ok();
-            let id = name.and_then(|name| if kind == b'u' { resolver.uid(name) } else { resolver.gid(name) });
-            match id {
-                Some(id) if id != 0 => {
-                    learned.push((key, id));
-                    true
+) -> Result<bool, String> {
+    for (kind, text) in [(b'u', entry.uid()), (b'g', entry.gid())] {
+        match number(text) {
+            Column::Empty => {}
+            Column::Number(0) => return Ok(false),
+            Column::Number(_) => {}
+            Column::Name => {
+                let key = name_key(kind, text);
+                if known.contains_key(&key) {
+                    continue;
                 }
-                _ => false,
+                let Ok(name) = std::str::from_utf8(text) else { return Ok(false) };
+                let found = if kind == b'u' { resolver.uid(name)? } else { resolver.gid(name)? };
+                match found {
+                    Some(id) if id != 0 => learned.push((key, id)),
+                    _ => return Ok(false),
+                }
             }
         }
-    })
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -319,17 +332,28 @@ mod tests {
     struct Names;
 
     impl ResolveIds for Names {
-        fn uid(&self, name: &str) -> Option<u32> {
-            [("vmail", 5000), ("root", 0)].iter().find(|(n, _)| *n == name).map(|(_, id)| *id)
+        fn uid(&self, name: &str) -> Result<Option<u32>, String> {
+            match name {
+                "away" => Err("the name service is away".to_owned()),
+                _ => Ok([("vmail", 5000), ("root", 0)].iter().find(|(n, _)| *n == name).map(|(_, id)| *id)),
+            }
         }
 
-        fn gid(&self, name: &str) -> Option<u32> {
-            (name == "mail").then_some(8)
+        fn gid(&self, name: &str) -> Result<Option<u32>, String> {
+            Ok((name == "mail").then_some(8))
         }
     }
 
     fn names(index: &Index) -> Vec<&str> {
         index.entries().map(|entry| std::str::from_utf8(entry.name()).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_name_service_that_is_away_makes_the_index_useless() {
+        let index = Index::build(b"a::vmail:mail\nb::away:mail\nc::::\n".to_vec(), Some(&Names));
+        assert_eq!(index.report().unresolved.as_deref(), Some("the name service is away"));
+        let index = Index::build(b"a::vmail:mail\nb::away:mail\n".to_vec(), Some(&NumericIds));
+        assert_eq!((index.report().unresolved.as_deref(), index.report().rejected), (None, 2));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod index;
 mod line;
 
 pub use edit::{EditError, Editor, NewUser};
-pub use file::{FileError, FileOptions, Freshness, PasswdFile, Polled};
-pub use folder::{PasswdFolder, is_template};
+pub use file::{FileError, FileOptions, Format, Freshness, PasswdFile, Polled};
+pub use folder::{PasswdFolder, Selected, is_template};
 pub use index::{Ids, Index, NumericIds, Report, ResolveIds, UnresolvedId};
 pub use line::{Entry, KEY_FIELD};

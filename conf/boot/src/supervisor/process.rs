@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::{Input, Instance};
 use crate::channel::{self, Decoder, Descriptors, FromChild, Outgoing, Stats, ToChild};
+use crate::sandbox::Restricted;
 
 /// What daemons inherit; everything else may hold secrets or mean something else to a library.
 const ENVIRONMENT: [&str; 11] = [
@@ -46,6 +47,10 @@ pub(super) struct Process {
     /// When it was told to stop, the moment it will be killed.
     pub(super) kill_at: Option<Instant>,
     pub(super) stats: Option<Stats>,
+    /// What it says its start ritual has done.
+    pub(super) restricted: Option<Restricted>,
+    /// It has answered the last question for its figures.
+    pub(super) answered: bool,
     child: Child,
     outgoing: mpsc::Sender<Outgoing>,
 }
@@ -69,6 +74,8 @@ impl Process {
             ready: false,
             kill_at: None,
             stats: None,
+            restricted: None,
+            answered: false,
             child,
             outgoing,
         })
@@ -78,6 +85,19 @@ impl Process {
     pub(super) fn tell(&self, message: &ToChild, fds: Vec<OwnedFd>) -> Result<(), String> {
         let frame = Outgoing::new(message, fds).map_err(|error| error.to_string())?;
         self.outgoing.try_send(frame).map_err(|_| "it does not read its control channel".to_owned())
+    }
+
+    /// Sends the status when the answer is there, if the process is still.
+    pub(super) fn tell_status(&self, id: u64, answer: tokio::sync::oneshot::Receiver<crate::admin::Answer>) {
+        let outgoing = self.outgoing.clone();
+        tokio::spawn(async move {
+            let Ok(Ok(crate::admin::Response::Status(status))) = answer.await else { return };
+            match Outgoing::new(&ToChild::Status { id, status }, Vec::new()) {
+                // A full queue: it asks faster than it reads.
+                Ok(frame) => drop(outgoing.try_send(frame)),
+                Err(error) => tracing::warn!(%error, "the status is too long to be told"),
+            }
+        });
     }
 
     /// Whether it has ended, and how.
@@ -111,7 +131,7 @@ pub(super) fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn spawn(role: &str, control: OwnedFd) -> io::Result<Child> {
+pub(crate) fn spawn(role: &str, control: OwnedFd) -> io::Result<Child> {
     // Also right after the file was replaced by an upgrade: the link leads to the running program.
     let mut command = Command::new("/proc/self/exe");
     let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("postern"));

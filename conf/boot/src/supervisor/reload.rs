@@ -128,8 +128,13 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
                 continue;
             };
             let mut service = former.swap_remove(at);
-            let same = service.identity == new.identity;
+            let same = service.identity.will_do_for(&new.identity);
+            let files = service.identity.files().to_vec();
             service.adopt(new);
+            if same {
+                // What the process really has, so that the next plan is compared with that.
+                service.identity.keep_files(files);
+            }
             if !same {
                 tracing::info!(role = service.role, "its user or limits have changed; starting it anew");
                 service.stop(now);

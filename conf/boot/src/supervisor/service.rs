@@ -8,10 +8,12 @@ use super::backoff::Backoff;
 use super::process::Process;
 use crate::admin::{self, State};
 use crate::bind::Bound;
+use crate::caps::Capability;
 use crate::channel::{SocketEntry, StartRecord, ToChild};
 use crate::logging::LogOptions;
 use crate::plan::{Bind, DaemonPlan, Ids};
 use crate::sandbox::Access;
+use crate::seccomp::{Mode, Profile};
 use crate::start::seal;
 
 /// What a process cannot change once it runs: a difference means a new process.
@@ -19,8 +21,29 @@ use crate::start::seal;
 pub(super) struct Identity {
     ids: Option<Ids>,
     no_new_privs: bool,
+    capabilities: Option<Vec<Capability>>,
+    profile: Option<Profile>,
+    sandbox: Mode,
     files: Vec<Access>,
     open_files: Option<u64>,
+}
+
+impl Identity {
+    pub(super) fn files(&self) -> &[Access] {
+        &self.files
+    }
+
+    pub(super) fn keep_files(&mut self, files: Vec<Access>) {
+        self.files = files;
+    }
+
+    /// Whether a process that was started with `self` will do. It cannot get files back that it once gave up; what it may reach
+    /// beyond the new list does no harm until the next start, and sessions survive.
+    pub(super) fn will_do_for(&self, new: &Identity) -> bool {
+        let reaches = |file: &Access| self.files.is_empty() || self.files.contains(file);
+        let files = (self.files.is_empty() == new.files.is_empty()) && new.files.iter().all(reaches);
+        files && Self { files: Vec::new(), ..self.clone() } == Self { files: Vec::new(), ..new.clone() }
+    }
 }
 
 pub(super) struct Service {
@@ -30,6 +53,7 @@ pub(super) struct Service {
     pub(super) sockets: Vec<(String, Bound)>,
     /// The sealed configuration; the bytes themselves are not kept in the supervisor's memory.
     slice: OwnedFd,
+    pub(super) reads_status: bool,
     grace: Duration,
     log: Option<LogOptions>,
     pub(super) process: Option<Process>,
@@ -56,11 +80,15 @@ impl Service {
             identity: Identity {
                 ids: plan.ids,
                 no_new_privs: plan.no_new_privs,
+                capabilities: plan.capabilities,
+                profile: plan.profile,
+                sandbox: plan.sandbox,
                 files: plan.files,
                 open_files: plan.open_files,
             },
             sockets: names.zip(sockets).collect(),
             slice: seal(&plan.slice)?,
+            reads_status: plan.reads_status,
             grace,
             log,
             process: None,
@@ -77,6 +105,7 @@ impl Service {
         self.identity = next.identity;
         self.sockets = next.sockets;
         self.slice = next.slice;
+        self.reads_status = next.reads_status;
         self.grace = next.grace;
         self.log = next.log;
         self.leaving = false;
@@ -91,6 +120,9 @@ impl Service {
             gid: ids.map(|ids| ids.gid),
             groups: ids.map(|ids| ids.groups.clone()).unwrap_or_default(),
             no_new_privs: self.identity.no_new_privs,
+            capabilities: self.identity.capabilities.clone(),
+            profile: self.identity.profile,
+            sandbox: self.identity.sandbox,
             files: self.identity.files.clone(),
             open_files: self.identity.open_files,
             grace_ms: millis(self.grace),
@@ -122,7 +154,7 @@ impl Service {
 
     pub(super) fn status(&self) -> admin::Process {
         let process = self.process.as_ref();
-        let stats = process.and_then(|process| process.stats);
+        let stats = process.and_then(|process| process.stats.as_ref());
         let state = match process {
             None => State::Backoff,
             Some(process) if process.kill_at.is_some() => State::Stopping,
@@ -138,7 +170,11 @@ impl Service {
             connections: stats.map(|stats| stats.connections),
             total: stats.map(|stats| stats.total),
             memory_kib: stats.and_then(|stats| stats.memory_kib),
+            restricted: process.and_then(|process| process.restricted),
+            sockets: self.sockets.iter().map(|(_, bound)| bound.bind.to_string()).collect(),
             state,
+            answers: process.is_some_and(|process| process.answered),
+            figures: stats.map(|stats| stats.figures.clone()).unwrap_or_default(),
         }
     }
 

@@ -55,6 +55,12 @@ impl Input {
         self.buffer.len()
     }
 
+    /// Takes everything out.
+    pub(super) fn take_all(&mut self) -> Vec<u8> {
+        self.reset();
+        std::mem::take(&mut self.buffer)
+    }
+
     pub(super) fn clear(&mut self) {
         self.buffer.zeroize();
         self.reset();

@@ -58,6 +58,8 @@ enum Phase {
     Idling { tag: Tag },
     /// IDLE is over; the driver pushes what is left.
     IdleEnding { tag: Tag, bad: bool },
+    /// The driver hands the session over.
+    HandingOver { tag: Tag },
     /// The driver does the TLS handshake.
     Handshake,
     /// Nothing more.
@@ -80,6 +82,7 @@ pub struct Session {
     started: Instant,
     active: Instant,
     keepalive: Instant,
+    hands_over: bool,
 }
 
 impl Session {
@@ -100,11 +103,33 @@ impl Session {
             started: now,
             active: now,
             keepalive: now,
+            hands_over: false,
         };
         let capability = Some(Code::Capability(session.capability()));
         let text = format!("{} Postern ready.", session.config.hostname);
         put_status(&mut session.out, "*", Status::Ok, capability.as_ref(), &text);
         session
+    }
+
+    /// The rest of a session that logged in elsewhere (there, [`Step::HandOver`] told the tag): the first step is the
+    /// tagged OK.
+    #[must_use]
+    pub fn logged_in_elsewhere(config: Arc<Config>, tag: &Tag, now: Instant) -> Self {
+        let mut session = Self::new(config, TlsState::Active, now);
+        session.out.clear();
+        session.logged_in(tag);
+        session
+    }
+
+    /// Logins end with [`Step::HandOver`] in place of the tagged OK.
+    pub fn hand_over_logins(&mut self) {
+        self.hands_over = true;
+    }
+
+    /// What the client sent ahead; nothing of it stays here.
+    #[must_use]
+    pub fn take_input(&mut self) -> Vec<u8> {
+        self.input.take_all()
     }
 
     /// Takes bytes from the client.
@@ -141,6 +166,7 @@ impl Session {
                 | Phase::Running { .. }
                 | Phase::Deciding { .. }
                 | Phase::IdleEnding { .. }
+                | Phase::HandingOver { .. }
                 | Phase::Handshake
                 | Phase::Closed
         )
@@ -228,7 +254,9 @@ impl Session {
                 self.phase = Phase::Final { tag };
             }
             (Phase::Verifying { tag }, Outcome::LoggedIn(None)) => self.logged_in(&tag),
-            (Phase::Verifying { tag }, Outcome::LoginFailed(failure)) => self.login_failed(&tag, &failure),
+            (Phase::Verifying { tag } | Phase::HandingOver { tag }, Outcome::LoginFailed(failure)) => {
+                self.login_failed(&tag, &failure);
+            }
             (Phase::Running { tag }, Outcome::Done(completion)) => self.finish(&tag, &completion),
             (Phase::IdleEnding { tag, bad }, Outcome::Done(completion)) => {
                 if bad {
@@ -261,6 +289,11 @@ impl Session {
     }
 
     fn logged_in(&mut self, tag: &Tag) {
+        if self.hands_over {
+            self.phase = Phase::HandingOver { tag: tag.clone() };
+            self.step = Some(Step::HandOver(tag.clone()));
+            return;
+        }
         self.state = State::Authenticated;
         self.bad_in_a_row = 0;
         let completion = Completion::ok("Logged in").code(Code::Capability(self.capability()));

@@ -100,6 +100,40 @@ impl Peer {
     }
 }
 
+/// One session logs in, another one goes on.
+#[test]
+fn handed_over_sessions_lose_nothing() {
+    for login in ["a LOGIN user pass\r\n", "a AUTHENTICATE SCRAM-SHA-256 eA==\r\nYz0=\r\n\r\n"] {
+        let mut front = Peer::new(TlsState::Active);
+        front.session.hand_over_logins();
+        let said = front.say(&format!("{login}b NOOP\r\nc SEL"));
+        assert!(!said.contains("OK"), "{said}");
+        assert_eq!(front.seen, ["HandOver(Tag(\"a\"))"]);
+        assert!(!front.session.wants_input() && !front.session.is_logged_in());
+        front.say("ECT");
+        let ahead = front.session.take_input();
+        assert_eq!(ahead, b"b NOOP\r\nc SELECT");
+        let tag = Tag::new(b"a").unwrap();
+        let session = Session::logged_in_elsewhere(config(), &tag, front.now);
+        let mut host = Peer { session, now: front.now, out: String::new(), seen: Vec::new() };
+        let said = host.say_bytes(&ahead);
+        assert!(said.starts_with("a OK [CAPABILITY IMAP4rev1 ") && said.contains(" NAMESPACE "), "{said}");
+        assert!(said.ends_with("] Logged in\r\nb OK done\r\n"), "{said}");
+        assert!(host.say(" x\r\n").starts_with("c OK "));
+    }
+    // Who cannot go on is told so, and may try again.
+    let mut front = Peer::new(TlsState::Active);
+    front.session.hand_over_logins();
+    assert_eq!(front.say("a LOGIN user pass\r\nb NOOP\r\n"), "");
+    let failure = LoginFailure { code: LoginFailureCode::Unavailable, text: String::new() };
+    front.session.resume(Outcome::LoginFailed(failure), front.now);
+    front.run();
+    assert_eq!(
+        std::mem::take(&mut front.out),
+        "a NO [UNAVAILABLE] Temporary authentication failure.\r\nb OK NOOP completed\r\n"
+    );
+}
+
 fn verdict(response: &Secret) -> Outcome {
     if response.expose() == b"\0user\0pass" {
         Outcome::LoggedIn(None)

@@ -104,6 +104,9 @@ pub enum Step {
     AppendEnd,
     /// The message is not to be kept. No answer.
     AppendAbort,
+    /// Logged in: give the session and what [`super::Session::take_input`] has to whoever goes on with it, or answer with
+    /// `LoginFailed`. Only after [`super::Session::hand_over_logins`].
+    HandOver(Tag),
     /// Start pushing changes while more bytes are fed. No answer.
     Idle,
     /// Stop pushing, push what is left; answer with `Done`.

@@ -112,6 +112,23 @@ impl Session {
         session
     }
 
+    /// The rest of a session that logged in elsewhere, with its maildrop open: the first step is the +OK to the login.
+    #[must_use]
+    pub fn logged_in_elsewhere(config: Arc<Config>, maildrop: Maildrop, now: Instant) -> Self {
+        let mut session = Self::new(config, TlsState::Active, None, now);
+        session.out.clear();
+        session.maildrop = maildrop;
+        session.state = State::Transaction;
+        session.ok("Logged in.");
+        session
+    }
+
+    /// What the client sent ahead; nothing of it stays here.
+    #[must_use]
+    pub fn take_input(&mut self) -> Vec<u8> {
+        self.input.take_all()
+    }
+
     /// Takes bytes from the client.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) {
         self.active = now;

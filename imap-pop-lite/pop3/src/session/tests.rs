@@ -121,6 +121,28 @@ impl Bench {
 }
 
 #[test]
+fn handed_over_sessions_lose_nothing() {
+    let mut front = Bench::greeted(TlsState::Active);
+    front.session.feed(b"USER joe\r\nPASS good\r\nSTAT\r\nRE", front.now);
+    loop {
+        match front.session.next().unwrap() {
+            Step::Authenticate { .. } => front.session.resume(Outcome::LoggedIn(None), front.now),
+            Step::Open => break,
+            _ => {}
+        }
+    }
+    front.session.feed(b"TR 1\r\n", front.now);
+    let ahead = front.session.take_input();
+    assert_eq!(ahead, b"STAT\r\nRETR 1\r\n");
+    let session = Session::logged_in_elsewhere(Arc::new(Config::new("mx")), Bench::maildrop(), front.now);
+    let mut host = Bench { session, now: front.now, steps: Vec::new(), broken: false };
+    host.session.feed(&ahead, host.now);
+    let said = host.run();
+    assert!(said.starts_with("+OK Logged in.\r\n+OK 3 "), "{said}");
+    assert_eq!(host.steps, ["retrieve 0 None"]);
+}
+
+#[test]
 fn a_whole_session_in_one_packet() {
     let mut bench = Bench::greeted(TlsState::Active);
     let answer = bench.say(

@@ -1,0 +1,359 @@
+//! The mailbox processes that are there: found or started, told to go when nobody needs them.
+//!
+//! Key:     uid and place. Mailboxes of one uid in several places do not share a process, for each can reach its own only.
+//! Order:   whoever is handed to a process that is about to go is served by it; it goes when it has no one left. So nothing is
+//!          lost between "nobody is there" and "go".
+//! Kept:    a stream is kept here until its process says that it took it. One that a process could not serve, because it died before
+//!          or because the Maildir is another one now, goes to the next process.
+//! Crash:   the streams a process had taken are closed with it: the fronts tell their clients to try again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use boot::courier::{Answer, Refusal};
+use boot::logging::LogOptions;
+use boot::seccomp::Mode;
+use boot::spawn::{Helper, HelperPlan, Said, descriptor};
+use boot::{DrainToken, Gauges, Ids};
+use conf::{BrokerSlice, MailboxSlice, SandboxMode};
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use crate::delivery;
+use crate::mailbox::{Handed, Note, Told};
+
+/// Streams that wait for a process to start.
+const WAITING: usize = 64;
+/// How long a process may take to accept one: its disk may hang.
+const TAKE: Duration = Duration::from_secs(5);
+/// How often a stream looks for another process when its own has just gone.
+const ATTEMPTS: usize = 5;
+/// How long a process that has closed its channel may take to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
+/// A stream and what it is for.
+struct Hand {
+    handed: Handed,
+    stream: UnixStream,
+    /// Processes it has been given to.
+    tries: usize,
+}
+
+type Key = (u32, PathBuf);
+
+/// All processes. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Processes(Arc<Inner>);
+
+struct Inner {
+    table: Mutex<HashMap<Key, Entry>>,
+    settings: watch::Sender<Arc<BrokerSlice>>,
+    started: AtomicU64,
+    drain: DrainToken,
+    gauges: Arc<Gauges>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    /// Tells two processes with one key apart.
+    number: u64,
+    hands: mpsc::Sender<Hand>,
+    state: Arc<Mutex<State>>,
+    /// Somebody wants it gone.
+    leave: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Nobody has been there since.
+    idle: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Plain values: right whatever a thread that panicked was doing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Processes {
+    pub(super) fn new(slice: &BrokerSlice, drain: DrainToken, gauges: Arc<Gauges>) -> Self {
+        let (settings, _) = watch::channel(Arc::new(slice.clone()));
+        Self(Arc::new(Inner { table: Mutex::default(), settings, started: AtomicU64::new(0), drain, gauges }))
+    }
+
+    /// New settings, for those that run as well.
+    pub(super) fn reload(&self, slice: &BrokerSlice) {
+        self.0.settings.send_replace(Arc::new(slice.clone()));
+    }
+
+    /// Hands a stream to the process of these ids and this place, and starts that if need be.
+    pub(super) async fn hand(
+        &self,
+        ids: Ids,
+        root: PathBuf,
+        handed: Handed,
+        stream: UnixStream,
+    ) -> Result<(), (Refusal, UnixStream)> {
+        self.pass(&ids, &root, Hand { handed, stream, tries: 0 }).await
+    }
+
+    async fn pass(&self, ids: &Ids, root: &Path, mut hand: Hand) -> Result<(), (Refusal, UnixStream)> {
+        while hand.tries < ATTEMPTS {
+            hand.tries += 1;
+            let entry = match self.find_or_start(ids, root) {
+                Ok(entry) => entry,
+                Err(refusal) => return Err((refusal, hand.stream)),
+            };
+            match entry.hands.send_timeout(hand, TAKE).await {
+                Ok(()) => return Ok(()),
+                // It went in this moment.
+                Err(SendTimeoutError::Closed(back)) => hand = back,
+                Err(SendTimeoutError::Timeout(back)) => {
+                    return Err((Refusal::temporary("the mailbox process takes nothing more"), back.stream));
+                }
+            }
+        }
+        Err((Refusal::temporary("mailbox processes end as soon as they are started"), hand.stream))
+    }
+
+    /// The same in the background, for streams that came back.
+    fn pass_again(&self, ids: &Ids, root: &Path, hands: impl IntoIterator<Item = Hand>) {
+        for hand in hands {
+            let (processes, ids, root) = (self.clone(), ids.clone(), root.to_owned());
+            tokio::spawn(async move {
+                if let Err((refusal, mut stream)) = processes.pass(&ids, &root, hand).await {
+                    let _ = delivery::answer(&mut stream, &Answer::Refused(refusal)).await;
+                }
+            });
+        }
+    }
+
+    fn find_or_start(&self, ids: &Ids, root: &Path) -> Result<Entry, Refusal> {
+        let key = (ids.uid, root.to_owned());
+        let mut table = lock(&self.0.table);
+        if let Some(entry) = table.get(&key) {
+            return Ok(entry.clone());
+        }
+        let slice = Arc::clone(&self.0.settings.borrow());
+        let most = usize::try_from(slice.mail.mailbox_processes).unwrap_or(usize::MAX);
+        if table.len() >= most {
+            let idle = table.iter().filter_map(|(key, entry)| Some((lock(&entry.state).idle?, key.clone())));
+            let Some((_, oldest)) = idle.min() else {
+                return Err(Refusal::temporary(format!(
+                    "{most} mailboxes are in use, which is mail.mailbox_processes"
+                )));
+            };
+            if let Some(entry) = table.remove(&oldest) {
+                entry.leave.notify_one();
+            }
+        }
+        let (hands, waiting) = mpsc::channel(WAITING);
+        let number = self.0.started.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry { number, hands, state: Arc::default(), leave: Arc::default() };
+        table.insert(key.clone(), entry.clone());
+        drop(table);
+        let driver = Driver {
+            processes: self.clone(),
+            key,
+            ids: ids.clone(),
+            number,
+            state: Arc::clone(&entry.state),
+            leave: Arc::clone(&entry.leave),
+            settings: self.0.settings.subscribe(),
+            drain: self.0.drain.clone(),
+        };
+        tokio::spawn(driver.run(waiting));
+        Ok(entry)
+    }
+
+    fn forget(&self, key: &Key, number: u64) {
+        let mut table = lock(&self.0.table);
+        if table.get(key).is_some_and(|entry| entry.number == number) {
+            table.remove(key);
+        }
+    }
+}
+
+/// The task beside one process.
+struct Driver {
+    processes: Processes,
+    key: Key,
+    ids: Ids,
+    number: u64,
+    state: Arc<Mutex<State>>,
+    leave: Arc<Notify>,
+    settings: watch::Receiver<Arc<BrokerSlice>>,
+    drain: DrainToken,
+}
+
+impl Driver {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Hand>) {
+        let slice = self.settings.borrow_and_update().clone();
+        let plan = self.plan(&slice);
+        let started = match plan {
+            Ok(plan) => Helper::start(&plan).await,
+            Err(error) => Err(std::io::Error::other(error)),
+        };
+        let why = match started {
+            Ok(mut helper) => {
+                let _counted = self.processes.0.gauges.enter();
+                tracing::debug!(uid = self.ids.uid, pid = helper.pid(), root = %self.key.1.display(), "mailbox process started");
+                let left = self.drive(&mut helper, &mut waiting).await;
+                self.processes.forget(&self.key, self.number);
+                if !self.drain.is_draining() {
+                    self.processes.pass_again(&self.ids, &self.key.1, left.into_values());
+                }
+                reap(&mut helper).await;
+                "the mailbox process ended"
+            }
+            Err(error) => {
+                tracing::error!(uid = self.ids.uid, %error, "cannot start a mailbox process");
+                self.processes.forget(&self.key, self.number);
+                "no mailbox process can be started"
+            }
+        };
+        // Nobody served these.
+        waiting.close();
+        while let Some(mut hand) = waiting.recv().await {
+            let refused = Answer::Refused(Refusal::temporary(why));
+            let _ = delivery::answer(&mut hand.stream, &refused).await;
+        }
+    }
+
+    /// Gives back what the process did not take.
+    async fn drive(&mut self, helper: &mut Helper, waiting: &mut mpsc::Receiver<Hand>) -> HashMap<u64, Hand> {
+        let (mut given, mut last) = (HashMap::new(), 0);
+        let (mut leaving, mut retired, mut stopping) = (false, false, false);
+        loop {
+            let patience = self.settings.borrow().mail.mailbox_idle;
+            let tired = lock(&self.state).idle.map(|since| since + patience);
+            tokio::select! {
+                hand = waiting.recv(), if !retired => match hand {
+                    Some(hand) => {
+                        lock(&self.state).idle = None;
+                        last += 1;
+                        let told = json!(Told::Serve(last, hand.handed.clone()));
+                        let told = match descriptor(&hand.stream) {
+                            Ok(fd) => helper.hand(told, Some(fd)).await,
+                            Err(error) => Err(error),
+                        };
+                        if let Err(error) = told {
+                            tracing::warn!(uid = self.ids.uid, pid = helper.pid(), %error, "cannot hand a stream over");
+                        }
+                        given.insert(last, hand);
+                    }
+                    None => {
+                        retired = true;
+                        let _ = helper.hand(json!(Told::Retire), None).await;
+                    }
+                },
+                said = helper.said() => match said {
+                    None => return given,
+                    Some(Said::Note(note)) => match serde_json::from_value(note) {
+                        Ok(Note::Took(number)) => drop(given.remove(&number)),
+                        Ok(Note::Moved(number)) => {
+                            tracing::info!(uid = self.ids.uid, root = %self.key.1.display(), "the Maildir is another one now");
+                            leaving = true;
+                            self.processes.forget(&self.key, self.number);
+                            self.processes.pass_again(&self.ids, &self.key.1, given.remove(&number));
+                        }
+                        Ok(Note::Busy(busy)) => lock(&self.state).idle = (!busy).then(Instant::now),
+                        Ok(Note::Broken) => {
+                            self.processes.forget(&self.key, self.number);
+                            waiting.close();
+                        }
+                        Err(error) => tracing::warn!(uid = self.ids.uid, %error, "a mailbox process talks nonsense"),
+                    },
+                    Some(_) => {}
+                },
+                () = until(tired), if !leaving => leaving = true,
+                () = self.leave.notified(), if !leaving => leaving = true,
+                changed = self.settings.changed() => {
+                    let slice = self.settings.borrow_and_update().clone();
+                    if let (Ok(()), Ok(plan)) = (changed, self.plan(&slice)) {
+                        let _ = helper.reload(&plan.slice, plan.log).await;
+                    }
+                }
+                () = self.drain.draining(), if !stopping => {
+                    stopping = true;
+                    self.processes.forget(&self.key, self.number);
+                    waiting.close();
+                    let grace = self.settings.borrow().grace_time;
+                    let _ = helper.stop(grace).await;
+                }
+            }
+            if leaving {
+                self.processes.forget(&self.key, self.number);
+                waiting.close();
+            }
+        }
+    }
+
+    fn plan(&self, slice: &BrokerSlice) -> Result<HelperPlan, serde_json::Error> {
+        let mailbox = MailboxSlice {
+            hostname: slice.hostname.clone(),
+            grace_time: slice.grace_time,
+            imap: slice.imap.clone(),
+            pop3: slice.pop3.clone(),
+            mail: slice.mail.clone(),
+            process: slice.process.clone(),
+            root: self.key.1.clone(),
+        };
+        let format = match slice.log.format {
+            conf::LogFormat::Auto => boot::logging::LogFormat::Auto,
+            conf::LogFormat::Human => boot::logging::LogFormat::Human,
+            conf::LogFormat::Json => boot::logging::LogFormat::Json,
+            conf::LogFormat::Journald => boot::logging::LogFormat::Journald,
+        };
+        Ok(HelperPlan {
+            role: "mailbox",
+            ids: self.ids.clone(),
+            slice: mailbox.to_json()?.into(),
+            log: Some(LogOptions::new("mailbox", slice.log.level.clone(), format)),
+            grace: slice.grace_time,
+            open_files: None,
+            // It restricts itself, when it has looked at the Maildir.
+            profile: None,
+            sandbox: match slice.process.sandbox {
+                SandboxMode::On => Mode::On,
+                SandboxMode::Log => Mode::Log,
+                SandboxMode::Off => Mode::Off,
+            },
+        })
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the end of a process that has closed its channel.
+async fn reap(helper: &mut Helper) {
+    let pid = helper.pid();
+    let end = Instant::now() + LAST_BREATH;
+    let mut killed = false;
+    let status = loop {
+        if let Some(status) = helper.ended() {
+            break status;
+        }
+        if !killed && Instant::now() >= end {
+            killed = true;
+            tracing::warn!(pid, "a mailbox process does not end; killing it");
+            helper.kill();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    if status.success() {
+        tracing::debug!(pid, "mailbox process ended");
+    } else {
+        tracing::error!(pid, "mailbox process ended: {status}");
+    }
+}

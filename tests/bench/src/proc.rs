@@ -1,0 +1,76 @@
+//! What the kernel tells about a server's processes: who they are, CPU time, memory.
+//!
+//! Source: proc(5). CPU time comes in ticks of 10 ms, so windows are a second or longer.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+/// Ticks per second of the times in `/proc/PID/stat`: `USER_HZ`, 100 on every Linux we build for.
+const TICKS: f64 = 100.0;
+
+/// Processes of a server: those it was started as, and all their descendants.
+pub(crate) fn tree(roots: &[u32]) -> BTreeSet<u32> {
+    let mut all: BTreeSet<u32> = BTreeSet::new();
+    let mut next: Vec<u32> = roots.to_vec();
+    while let Some(pid) = next.pop() {
+        if !all.insert(pid) {
+            continue;
+        }
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for task in tasks {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            next.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+    }
+    all
+}
+
+/// CPU seconds (user and system) of these processes and of those of their children that have ended.
+pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
+    tree(roots).into_iter().map(|pid| ticks(pid) / TICKS).sum()
+}
+
+/// utime, stime, cutime, cstime.
+fn ticks(pid: u32) -> f64 {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return 0.0 };
+    rest.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<f64>().ok()).sum()
+}
+
+/// CPU seconds of this program.
+pub(crate) fn own_cpu_seconds() -> f64 {
+    let Ok(stat) = fs::read_to_string("/proc/self/stat") else { return 0.0 };
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return 0.0 };
+    let times = rest.split_ascii_whitespace().skip(11).take(2);
+    times.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / TICKS
+}
+
+/// Proportional set size of all processes, in KiB: shared pages count once.
+pub(crate) fn pss_kib(roots: &[u32]) -> f64 {
+    tree(roots).into_iter().filter_map(|pid| rollup(pid, "Pss:")).sum()
+}
+
+/// Keeps all threads of these processes on these CPUs.
+pub(crate) fn pin(roots: &[u32], cpus: &str) {
+    for pid in tree(roots) {
+        let _ =
+            std::process::Command::new("taskset").args(["-a", "-c", "-p", cpus, &pid.to_string()]).output();
+    }
+}
+
+/// `0-1` or whatever this machine has.
+pub(crate) fn all_cpus() -> String {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    if online.trim().is_empty() { "0".to_owned() } else { online.trim().to_owned() }
+}
+
+/// Memory that no file stands behind, in KiB: what the system cannot drop.
+pub(crate) fn anonymous_kib(roots: &[u32]) -> f64 {
+    tree(roots).into_iter().filter_map(|pid| rollup(pid, "Anonymous:")).sum()
+}
+
+fn rollup(pid: u32, name: &str) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}

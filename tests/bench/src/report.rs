@@ -1,0 +1,344 @@
+//! The page: machine, method, table, targets, growth, settings. Rewritten as a whole by every run.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::svg::Chart;
+
+/// One server's numbers for one piece of work: medians over the alternations.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Measure {
+    /// The server.
+    pub(crate) name: String,
+    /// Operations per second.
+    pub(crate) rate: f64,
+    /// Median and 99th percentile of the time of an operation, in microseconds.
+    pub(crate) p50: f64,
+    /// See `p50`.
+    pub(crate) p99: f64,
+    /// CPU microseconds of the server per operation.
+    pub(crate) cpu: f64,
+    /// CPU microseconds of the load program per operation.
+    pub(crate) own: f64,
+    /// PSS of all its processes, in KiB.
+    pub(crate) pss: f64,
+}
+
+/// A piece of work: ours first, then the peers.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    /// What is done.
+    pub(crate) title: String,
+    /// The numbers.
+    pub(crate) sides: Vec<Measure>,
+}
+
+impl Row {
+    /// Ours.
+    pub(crate) fn ours(&self) -> Option<&Measure> {
+        self.sides.first()
+    }
+
+    /// Our rate over the best peer's.
+    pub(crate) fn rate_ratio(&self) -> Option<f64> {
+        let best = self.sides.iter().skip(1).map(|side| side.rate).fold(0.0, f64::max);
+        self.ours().filter(|_| best > 0.0).map(|ours| ours.rate / best)
+    }
+
+    /// Our CPU per operation over the best peer's.
+    pub(crate) fn cpu_ratio(&self) -> Option<f64> {
+        let best = self
+            .sides
+            .iter()
+            .skip(1)
+            .map(|side| side.cpu)
+            .filter(|cpu| cpu.is_finite())
+            .fold(f64::MAX, f64::min);
+        self.ours().filter(|_| best > 0.0 && best < f64::MAX).map(|ours| ours.cpu / best)
+    }
+}
+
+/// Something to reach.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// What, with the number.
+    pub(crate) wanted: String,
+    /// What was measured.
+    pub(crate) measured: String,
+    /// Whether that is enough.
+    pub(crate) reached: bool,
+    /// What bounds it where it is not reached, with the measurement that shows it.
+    pub(crate) bound: String,
+}
+
+/// Settings of one side.
+pub(crate) struct Settings {
+    /// Whose.
+    pub(crate) title: String,
+    /// The file.
+    pub(crate) text: String,
+}
+
+/// A chart with what is to be said about it.
+pub(crate) struct Growth {
+    /// Name of the file in the folder of the page.
+    pub(crate) file: &'static str,
+    /// The chart.
+    pub(crate) chart: Chart,
+    /// The slope in words.
+    pub(crate) slope: String,
+}
+
+/// Everything of one run.
+#[derive(Default)]
+pub(crate) struct Report {
+    /// How long windows were and how many alternations there were.
+    pub(crate) method: String,
+    /// The command.
+    pub(crate) command: String,
+    /// The table.
+    pub(crate) rows: Vec<Row>,
+    /// Start and idle memory.
+    pub(crate) footprint: Vec<(String, f64, f64, f64)>,
+    /// The targets.
+    pub(crate) targets: Vec<Target>,
+    /// The charts.
+    pub(crate) growth: Vec<Growth>,
+    /// All settings.
+    pub(crate) settings: Vec<Settings>,
+    /// Groups of rows that broke off, and why.
+    pub(crate) failures: Vec<String>,
+    /// Load of the machine before and after.
+    pub(crate) load: (String, String),
+}
+
+/// A number with as many digits as mean something.
+pub(crate) fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v.is_nan() => "-".to_owned(),
+        v if v >= 1000.0 => thousands(value),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A time in microseconds with its unit.
+pub(crate) fn time(micros: f64) -> String {
+    match micros {
+        v if v.is_nan() => "-".to_owned(),
+        v if v >= 1e6 => format!("{:.2} s", v / 1e6),
+        v if v >= 10_000.0 => format!("{:.0} ms", v / 1e3),
+        v if v >= 1000.0 => format!("{:.1} ms", v / 1e3),
+        v if v >= 100.0 => format!("{v:.0} µs"),
+        v if v >= 10.0 => format!("{v:.1} µs"),
+        v => format!("{v:.2} µs"),
+    }
+}
+
+fn first_line(command: &mut Command) -> String {
+    let Ok(out) = command.output() else { return "not there".to_owned() };
+    let text =
+        String::from_utf8_lossy(if out.stdout.is_empty() { &out.stderr } else { &out.stdout }).into_owned();
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+fn field(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    line.split_once([':', '=']).map_or("", |(_, value)| value).trim().trim_matches('"').to_owned()
+}
+
+impl Report {
+    /// The page.
+    pub(crate) fn markdown(&self) -> String {
+        let mut out = String::from(
+            "# Benchmarks\n\nWritten by `make bench`; every run rewrites the whole page. Both sides ran in turn within one run, on the same\n\
+             machine, with their settings at the end of the page. Compare ratios, not figures of different machines.\n\n",
+        );
+        let memory = field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let _ = write!(
+            out,
+            "## Machine\n\n| | |\n| --- | --- |\n| Processor | {}, {cpus} CPUs |\n| Memory | {:.0} GiB |\n| System | {}, Linux {} |\n\
+             | Peers | Dovecot {}, Postfix {}, {} |\n| Load before and after | {} and {} (1, 5, 15 minutes) |\n\n",
+            field("/proc/cpuinfo", "model name"),
+            memory / 1024.0 / 1024.0,
+            field("/etc/os-release", "PRETTY_NAME"),
+            fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            first_line(Command::new("dovecot").arg("--version")),
+            first_line(Command::new("postconf").args([
+                "-c",
+                "/usr/share/postfix",
+                "-d",
+                "-h",
+                "mail_version"
+            ])),
+            first_line(Command::new("/usr/sbin/saslauthd").arg("-v")),
+            self.load.0,
+            self.load.1,
+        );
+        let _ = write!(
+            out,
+            "## Method\n\n    {}\n\n{}\n\n\
+             - CPU per operation: user and system time of all processes of the server from `/proc/PID/stat`, ended children included,\n  \
+             over the operations of the window. It is steadier than rates, which depend on what else the machine does.\n\
+             - Memory: PSS of all its processes at the end of the window, with the load's connections open.\n\
+             - The load program runs on the same CPUs. One thread drives the authentication sockets; its own cost is in the last column.\n\
+             - One unexpected answer, and the group of rows it belongs to breaks off: that is no measurement.\n\n",
+            self.command, self.method
+        );
+        for failure in &self.failures {
+            let _ = write!(out, "**Broke off:** {}\n\n", failure.lines().collect::<Vec<_>>().join(" "));
+        }
+        self.targets_table(&mut out);
+        self.rows_table(&mut out);
+        self.footprint_table(&mut out);
+        out.push_str("## How cost grows\n\n");
+        for growth in &self.growth {
+            let _ = write!(out, "![{}]({})\n\n{}\n\n", growth.chart.title, growth.file, growth.slope);
+        }
+        out.push_str(
+            "## Settings\n\n`$W` is a scratch folder, `$USERS` a passwd-file. Wrong passwords are answered at once on both sides: no\n\
+             delay, no penalty. Limits stand above the load. No side logs successes.\n\n",
+        );
+        for settings in &self.settings {
+            let _ = write!(
+                out,
+                "<details><summary>{}</summary>\n\n```\n{}\n```\n\n</details>\n\n",
+                settings.title,
+                settings.text.trim_end()
+            );
+        }
+        out.truncate(out.trim_end().len());
+        out.push('\n');
+        out
+    }
+
+    fn targets_table(&self, out: &mut String) {
+        let reached = self.targets.iter().filter(|target| target.reached).count();
+        let _ = write!(
+            out,
+            "## Targets\n\n{reached} of {} reached in this run.\n\n| Target | Measured | |\n| --- | --- | --- |\n",
+            self.targets.len()
+        );
+        for Target { wanted, measured, reached, .. } in &self.targets {
+            let _ = writeln!(
+                out,
+                "| {wanted} | {measured} | {} |",
+                if *reached { "reached" } else { "**missed**" }
+            );
+        }
+        out.push('\n');
+        let missed: Vec<&Target> =
+            self.targets.iter().filter(|target| !target.reached && !target.bound.is_empty()).collect();
+        if !missed.is_empty() {
+            out.push_str("What bounds those that were missed:\n\n");
+            for target in missed {
+                let _ = writeln!(out, "- {}: {}", target.wanted, target.bound);
+            }
+            out.push('\n');
+        }
+    }
+
+    fn rows_table(&self, out: &mut String) {
+        out.push_str(
+            "## Table\n\nRatios are ours over the best peer's: rate (more is better), CPU per operation (less is better).\n\
+             In the two rows with saturated hashes the CPU time is that of the guesses as well.\n\n\
+             | Work | Server | per second | p50 | p99 | CPU per op. | memory | ratio: rate, CPU | load's CPU |\n\
+             | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |\n",
+        );
+        for row in &self.rows {
+            for (at, side) in row.sides.iter().enumerate() {
+                let ratio = match (at, row.rate_ratio(), row.cpu_ratio()) {
+                    (0, Some(rate), Some(cpu)) => {
+                        let rate = if rate > 100.0 { "> 100".to_owned() } else { format!("{rate:.2}") };
+                        let cpu = if cpu < 0.01 { "< 0.01".to_owned() } else { format!("{cpu:.2}") };
+                        format!("{rate}, {cpu}")
+                    }
+                    _ => String::new(),
+                };
+                let _ = writeln!(
+                    out,
+                    "| {} | {} | {} | {} | {} | {} | {:.1} MiB | {ratio} | {} |",
+                    if at == 0 { &row.title } else { "" },
+                    side.name,
+                    figure(side.rate),
+                    time(side.p50),
+                    time(side.p99),
+                    time(side.cpu),
+                    side.pss / 1024.0,
+                    time(side.own),
+                );
+            }
+        }
+        out.push('\n');
+    }
+
+    fn footprint_table(&self, out: &mut String) {
+        out.push_str(
+            "## Start and idle memory\n\nFrom the start of the program to the first answered login, and memory of all processes without a\n\
+             connection. The rest of PSS are pages of program files, which the system drops when memory is short.\n\n\
+             | Server | start | PSS | of it not backed by files |\n| --- | ---: | ---: | ---: |\n",
+        );
+        for (name, start, pss, dirty) in &self.footprint {
+            let _ = writeln!(
+                out,
+                "| {name} | {} | {:.1} MiB | {:.1} MiB |",
+                time(start * 1e6),
+                pss / 1024.0,
+                dirty / 1024.0
+            );
+        }
+        out.push('\n');
+    }
+
+    /// Writes page and charts.
+    pub(crate) fn write(&self, docs: &Path) -> anyhow::Result<()> {
+        for growth in &self.growth {
+            fs::write(docs.join(growth.file), growth.chart.svg())?;
+        }
+        fs::write(docs.join("benchmarks.md"), self.markdown())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_and_times() {
+        assert_eq!(
+            [0.123, 12.34, 123.4, 1234.5, 1_234_567.0].map(figure),
+            ["0.12", "12.3", "123", "1,234", "1,234,567"]
+        );
+        assert_eq!(
+            [5.5, 12.34, 999.0, 1500.0, 62_000.0, 2e6].map(time),
+            ["5.50 µs", "12.3 µs", "999 µs", "1.5 ms", "62 ms", "2.00 s"]
+        );
+    }
+
+    #[test]
+    fn ratios_are_against_the_best_peer() {
+        let side = |rate, cpu| Measure { rate, cpu, ..Measure::default() };
+        let row =
+            Row { title: String::new(), sides: vec![side(300.0, 2.0), side(100.0, 8.0), side(150.0, 9.0)] };
+        assert!((row.rate_ratio().unwrap_or_default() - 2.0).abs() < 1e-9);
+        assert!((row.cpu_ratio().unwrap_or_default() - 0.25).abs() < 1e-9);
+    }
+}
