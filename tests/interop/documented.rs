@@ -18,8 +18,8 @@ const ROWS: &[[&str; 6]] = &[
         "postfix",
         "`smtpd_sasl_type = dovecot`",
         "PLAIN LOGIN CRAM-MD5 SCRAM-SHA-256",
-        "chroot and not, 587 and 465, expired, disabled, outage (also after an aborted LOGIN), away, 400 sessions during reloads and \
-         three deaths of the daemon, full restarts under socket activation, 20 wrong logins beside a right one, `reject_sender_login_mismatch`, `broken_sasl_auth_clients`, mail log",
+        "chroot and not, 587 and 465, expired, disabled, outage (also after an aborted LOGIN), away, 1,000 sessions during reloads and \
+         three deaths of the daemon, full restarts under socket activation, 50 wrong logins before a right one and 20 beside it, `reject_sender_login_mismatch`, `broken_sasl_auth_clients`, mail log",
         "postfix.rs, postfix_depth.rs",
     ],
     [
@@ -53,6 +53,38 @@ const ROWS: &[[&str; 6]] = &[
         "PLAIN LOGIN",
         "mail stored as the right user, expired, outage, away, death, reload; by arguments and by links",
         "dovecot_login.rs",
+    ],
+    [
+        "Dovecot",
+        "dovecot-lmtpd",
+        "LMTP and `doveadm` on our userdb",
+        "-",
+        "delivery as the right user, unknown recipient, outage, away, death, reload, listing",
+        "dovecot_lmtp.rs",
+    ],
+    [
+        "chasquid",
+        "chasquid",
+        "its Dovecot authentication",
+        "PLAIN",
+        "STARTTLS and TLS, recipients, expired, outage, away, death, reload",
+        "chasquid.rs",
+    ],
+    [
+        "Prosody",
+        "prosody",
+        "`mod_auth_dovecot` of `prosody-modules`",
+        "PLAIN",
+        "disabled, address, outage, away, restart, death, reload",
+        "prosody.rs",
+    ],
+    [
+        "Cyrus imtest, pop3test, smtptest",
+        "cyrus-clients",
+        "our IMAP, POP3 and submission",
+        "PLAIN LOGIN CRAM-MD5 DIGEST-MD5 SCRAM-SHA-1 SCRAM-SHA-256",
+        "STARTTLS and TLS",
+        "cyrus_clients.rs",
     ],
     [
         "doveadm",

@@ -55,6 +55,11 @@ impl Client {
         Client { stream: Box::new(stream), buffer: Vec::new(), taken: 0, searched: 0 }
     }
 
+    /// Over a connection of the test's own.
+    pub fn over(stream: tokio::net::TcpStream) -> Client {
+        Client::new(stream)
+    }
+
     pub async fn tcp(stack: &Stack, offset: u16) -> Client {
         let stream = tokio::net::TcpStream::connect(stack.address(offset)).await.expect("connect");
         Client::new(stream)
@@ -62,6 +67,14 @@ impl Client {
 
     pub async fn tls(stack: &Stack, offset: u16) -> Client {
         Client::tcp(stack, offset).await.secure(stack).await
+    }
+
+    /// Implicit TLS at an address; the server's name is `localhost`, signed by what is in this file.
+    pub async fn tls_at(address: std::net::SocketAddr, ca: impl AsRef<Path>) -> Client {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+        let pem = fs::read_to_string(ca.as_ref()).expect("CA");
+        let tls = tls_config::Client::new(&pem).expect("TLS client");
+        Client::new(tls.connect("localhost", Box::new(stream) as Box<dyn Stream>).await.expect("handshake"))
     }
 
     pub async fn unix(path: impl AsRef<Path>) -> Client {

@@ -10,7 +10,9 @@ use crate::hostile::{
     Client, Noise, STRANGER, assert_same_processes, auth_line, base64, bounded, descriptors, log_in, memory,
     processes, serves, start, write_users,
 };
-use crate::support::{HOSTNAME, PASSWORD, Stack, USER, have, is_root, run, show, skip, wait_for};
+use crate::support::{
+    HOSTNAME, PASSWORD, Stack, USER, have, is_root, mux_request, run, show, skip, wait_for,
+};
 
 #[test]
 fn noise_with_interleaved_ids_harms_nobody() {
@@ -273,12 +275,8 @@ fn unknown_wrong_and_locked_look_alike_on_every_door() {
             let mut pop3 = Client::tls(&stack, 995).await;
             pop3.send(format!("AUTH PLAIN {plain}\r\nQUIT\r\n")).await;
             let mut mux = Client::unix(stack.socket("saslauthd/mux")).await;
-            let mut request = Vec::new();
-            for field in [user, if password.is_empty() { "x" } else { password }, "smtp", ""] {
-                request.extend_from_slice(&u16::try_from(field.len()).expect("short").to_be_bytes());
-                request.extend_from_slice(field.as_bytes());
-            }
-            mux.send(&request).await;
+            let password = if password.is_empty() { "x" } else { password };
+            mux.send(mux_request([user, password, "smtp", ""])).await;
             clients.push([("smtp", smtp), ("imap", imap), ("pop3", pop3), ("mux", mux)]);
         }
         for (door, mut client) in clients.into_iter().flatten() {

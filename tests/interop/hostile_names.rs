@@ -8,7 +8,7 @@ use crate::hostile::{
     Client, assert_same_processes, auth_line, base64, bounded, plant, processes, serves, start, tree,
     write_users,
 };
-use crate::support::{HOSTNAME, PASSWORD, Stack, USER};
+use crate::support::{HOSTNAME, PASSWORD, Stack, USER, mux_request};
 
 /// None of them is a user. `%…` would be one if a template were expanded a second time.
 fn names() -> Vec<Vec<u8>> {
@@ -152,12 +152,7 @@ fn hostile_user_names_are_refused_on_the_auth_socket_and_the_mux() {
         let mut refused = 0;
         for name in names() {
             let mut client = Client::unix(stack.socket("saslauthd/mux")).await;
-            let mut request = Vec::new();
-            for field in [&name[..], PASSWORD.as_bytes(), b"smtp", b""] {
-                request.extend_from_slice(&u16::try_from(field.len()).expect("short").to_be_bytes());
-                request.extend_from_slice(field);
-            }
-            client.send(&request).await;
+            client.send(mux_request([&name[..], PASSWORD.as_bytes(), b"smtp", b""])).await;
             // Not waited for one after the other: each refusal is delayed.
             refused += 1;
             tokio::task::yield_now().await;
@@ -169,12 +164,7 @@ fn hostile_user_names_are_refused_on_the_auth_socket_and_the_mux() {
         }
         // A name cut at NUL would be alice's.
         let mut client = Client::unix(stack.socket("saslauthd/mux")).await;
-        let mut request = Vec::new();
-        for field in [&b"alice\0x"[..], PASSWORD.as_bytes(), b"smtp", b""] {
-            request.extend_from_slice(&u16::try_from(field.len()).expect("short").to_be_bytes());
-            request.extend_from_slice(field);
-        }
-        client.send(&request).await;
+        client.send(mux_request([&b"alice\0x"[..], PASSWORD.as_bytes(), b"smtp", b""])).await;
         let answer = client.rest(Duration::from_secs(10)).await.expect("an answer");
         assert!(answer.len() > 2 && &answer[2..4] == b"NO", "{answer:?}");
         serves(&stack).await;

@@ -160,10 +160,13 @@ fn outages_are_temporary_also_after_an_aborted_login() {
     assert!(!postfix.log().contains("no SASL authentication mechanisms"), "{}", postfix.log());
 }
 
+/// Sessions under way at a time.
+const AT_ONCE: u32 = 6;
+
 /// What came of many sessions, each with a right password.
 struct Load {
     failures: Vec<String>,
-    /// Temporary failures that were tried again.
+    /// Sessions that had to ask again after a temporary failure.
     retried: u32,
 }
 
@@ -176,7 +179,9 @@ fn load(port: u16, sessions: u32, trouble: impl FnOnce(&dyn Fn() -> u32) + Send)
         if !said.contains("AUTH PLAIN LOGIN") {
             return Err(format!("no mechanisms: {said}"));
         }
-        for _ in 0..50 {
+        let patience = Instant::now() + Duration::from_secs(30);
+        let mut again = false;
+        while Instant::now() < patience {
             let reply = smtp.auth(user, password).map_err(|e| format!("session broke: {e}"))?;
             if reply.starts_with("235") {
                 return smtp.ask("QUIT").map(|_| ()).map_err(|e| e.to_string());
@@ -185,13 +190,15 @@ fn load(port: u16, sessions: u32, trouble: impl FnOnce(&dyn Fn() -> u32) + Send)
             if !reply.starts_with("454 4.7.0") {
                 return Err(reply);
             }
-            retried.fetch_add(1, Ordering::Relaxed);
+            if !std::mem::replace(&mut again, true) {
+                retried.fetch_add(1, Ordering::Relaxed);
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
         Err("never answered".to_owned())
     };
     let failures = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..6)
+        let workers: Vec<_> = (0..AT_ONCE)
             .map(|_| {
                 scope.spawn(|| {
                     let mut failures = Vec::new();
@@ -217,7 +224,7 @@ fn load(port: u16, sessions: u32, trouble: impl FnOnce(&dyn Fn() -> u32) + Send)
 
 #[test]
 fn restarts_and_reloads_under_load_refuse_nobody() {
-    const SESSIONS: u32 = 400;
+    const SESSIONS: u32 = 1_000;
     if !possible() {
         return;
     }
@@ -225,7 +232,7 @@ fn restarts_and_reloads_under_load_refuse_nobody() {
     let (gate, postfix) = start(scratch.path(), "");
     let load = load(postfix.port(PLAINTEXT), SESSIONS, |done| {
         // Spread over the load: reloads all the time, three deaths, one of them without a warning.
-        for (at, how) in [(60, Signal::SIGTERM), (160, Signal::SIGKILL), (260, Signal::SIGTERM)] {
+        for (at, how) in [(150, Signal::SIGTERM), (400, Signal::SIGKILL), (650, Signal::SIGTERM)] {
             while done() < at {
                 assert!(gate.admin(&["reload"], "").status.success(), "{}", gate.log());
                 std::thread::sleep(Duration::from_millis(100));
@@ -237,7 +244,7 @@ fn restarts_and_reloads_under_load_refuse_nobody() {
     assert!(load.failures.is_empty(), "of {SESSIONS}: {:?}\n{log}\n{}", load.failures, gate.log());
     assert!(!log.contains("no SASL authentication mechanisms") && !log.contains("fatal:"), "{log}");
     // At most the sessions in flight at a death have to ask again.
-    assert!(load.retried < SESSIONS / 10, "{} temporary failures", load.retried);
+    assert!(load.retried <= 3 * AT_ONCE, "{} sessions with temporary failures", load.retried);
 }
 
 /// Where the service manager holds the socket, all of Postern may be stopped and started again.
@@ -268,7 +275,7 @@ fn with_a_socket_of_the_service_manager_a_full_restart_refuses_nobody() {
     let log = postfix.log();
     assert!(load.failures.is_empty(), "of {SESSIONS}: {:?}\n{log}\n{}", load.failures, gate.log());
     assert!(!log.contains("no SASL authentication mechanisms") && !log.contains("fatal:"), "{log}");
-    assert!(load.retried < SESSIONS / 10, "{} temporary failures", load.retried);
+    assert!(load.retried <= 3 * AT_ONCE, "{} sessions with temporary failures", load.retried);
 }
 
 #[test]
@@ -306,6 +313,36 @@ fn wrong_logins_do_not_delay_a_right_one() {
         }
     });
     right("after the guesses");
+}
+
+/// One address, one session after the other, as a program that guesses does; then its owner comes.
+#[test]
+fn fifty_wrong_logins_one_after_another_do_not_delay_a_right_one() {
+    if !possible() {
+        return;
+    }
+    let scratch = scratch();
+    let w = scratch.path();
+    PostfixServer::queue(w);
+    // Refusals are not held back here, or fifty of them would take minutes; they are counted all the same.
+    let config =
+        format!("{}\n[auth]\nfailure_delay = \"0s\"\n[auth.penalty]\nmax_delay = \"20ms\"\n", gate_config(w));
+    let gate = Gate::start(w, &config, USERS);
+    let postfix = PostfixServer::start(w, &documented("postfix-main.cf", &[]), &SERVICES);
+    let port = postfix.port(NO_CHROOT);
+    for number in 0..50 {
+        let (mut smtp, _) = Lines::smtp(port).expect("EHLO");
+        let reply = smtp.auth("alice", &format!("guess{number}")).expect("reply");
+        assert!(reply.starts_with("535 5.7.8"), "{number}: {reply}\n{}", gate.log());
+        smtp.ask("QUIT").expect("reply");
+    }
+    let listed = gate.admin(&["auth", "penalty", "list"], "");
+    assert!(stdout(&listed).contains("peer=127.0.0.1"), "{}", show(&listed));
+    let (mut smtp, _) = Lines::smtp(port).expect("EHLO");
+    let start = Instant::now();
+    let reply = smtp.auth("alice", "pw1").expect("reply");
+    let took = start.elapsed();
+    assert!(reply.starts_with("235") && took < Duration::from_secs(1), "{reply} after {took:?}");
 }
 
 #[test]

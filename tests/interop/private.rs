@@ -179,9 +179,14 @@ impl Gate {
         run(command, stdin)
     }
 
+    /// Process id of the supervisor.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map(Child::id).expect("Postern runs")
+    }
+
     /// Process id of the authentication daemon of this moment.
     pub fn auth_pid(&self) -> u32 {
-        let supervisor = self.child.as_ref().map(Child::id).expect("Postern runs");
+        let supervisor = self.pid();
         wait_for("the auth daemon", || {
             let children =
                 fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;

@@ -226,6 +226,68 @@ fn the_cache_remembers_successes_only() {
 }
 
 #[test]
+fn sasldb_is_read_as_saslpasswd2_writes_it() {
+    let Some(mut etc) = Etc::new() else { return };
+    if !have(&["saslpasswd2", "db5.3_load"]) {
+        return;
+    }
+    let db = etc.path("etc/sasldb2");
+    let set = |arguments: &[&str], password: &str| {
+        let mut command = Command::new("saslpasswd2");
+        command.arg("-p").arg("-f").arg(&db).args(arguments);
+        let out = run(command, &format!("{password}\n"));
+        assert!(out.status.success(), "{arguments:?}: {}", show(&out));
+    };
+    set(&["-c", "-u", "example.test", "bob"], "bob's");
+    set(&["-c", "-u", "other.test", "bob"], "the other's");
+    set(&["-c", "bare"], "bare's");
+    let out = etc.start("sasldb", "-a sasldb");
+    assert!(out.status.success(), "{}", show(&out));
+    let host = nix::unistd::gethostname().expect("host name").to_string_lossy().into_owned();
+    for (arguments, want) in [
+        (&["-u", "bob", "-r", "example.test", "-p", "bob's"][..], true),
+        (&["-u", "bob", "-r", "example.test", "-p", "the other's"], false),
+        (&["-u", "bob", "-r", "other.test", "-p", "the other's"], true),
+        (&["-u", "bob", "-p", "bob's"], false),
+        (&["-u", "bare", "-p", "bare's"], true),
+        (&["-u", "bare", "-r", &host, "-p", "bare's"], true),
+        (&["-u", "bare", "-r", "example.test", "-p", "bare's"], false),
+        (&["-u", "bare", "-p", "wrong"], false),
+    ] {
+        assert_eq!(etc.test("sasldb", arguments), want, "{arguments:?}");
+    }
+    // Changes count at once; so does a user who is gone.
+    set(&["-u", "example.test", "bob"], "changed");
+    assert!(etc.test("sasldb", &["-u", "bob", "-r", "example.test", "-p", "changed"]));
+    assert!(!etc.test("sasldb", &["-u", "bob", "-r", "example.test", "-p", "bob's"]));
+    set(&["-d", "-u", "example.test", "bob"], "");
+    assert!(!etc.test("sasldb", &["-u", "bob", "-r", "example.test", "-p", "changed"]));
+
+    // Two thousand users over many pages, as a btree.
+    let mut dump = "VERSION=3\nformat=print\ntype=btree\nHEADER=END\n".to_owned();
+    for number in 0..2_000 {
+        dump += &format!(" user{number}\\00example.test\\00userPassword\n pw{number}\n");
+    }
+    let tree = etc.path("tree.db");
+    let mut command = Command::new("db5.3_load");
+    command.arg(&tree);
+    let out = run(command, &(dump + "DATA=END\n"));
+    assert!(out.status.success(), "{}", show(&out));
+    let out = etc.start("tree", &format!("-a sasldb -O {}", tree.display()));
+    assert!(out.status.success(), "{}", show(&out));
+    for number in [0, 777, 1_999] {
+        let (user, password) = (format!("user{number}"), format!("pw{number}"));
+        assert!(etc.test("tree", &["-u", &user, "-r", "example.test", "-p", &password]));
+    }
+    // What is no sasldb is an outage, and an outage is no answer.
+    fs::write(&tree, "alice:pw\n").expect("written");
+    let mut command = Command::new("testsaslauthd");
+    command.arg("-f").arg(etc.path("tree/mux")).args(["-u", "user0", "-r", "example.test", "-p", "pw0"]);
+    let out = run(command, "");
+    assert!(!out.status.success() && !stdout(&out).contains("0: NO"), "{}", show(&out));
+}
+
+#[test]
 fn debians_init_script_runs_it() {
     let Some(etc) = Etc::new() else { return };
     let (Ok(defaults), Ok(_)) =
@@ -332,7 +394,7 @@ fn words_and_codes_of_the_command_line() {
         &["-a", "ldap"][..],
         &["-a", "kerberos5"],
         &["-a", "httpform"],
-        &["-a", "sasldb"],
+        &["-a", "sasldb", "-O", "relative.db"],
         &["-a", "pam", "-a", "pam"],
         &["-m", "relative", "-a", "pam"],
         &["-n", "5"],

@@ -321,6 +321,17 @@ pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// A request as saslauthd's clients send it: strings with their lengths.
+pub fn mux_request<F: AsRef<[u8]>>(fields: impl IntoIterator<Item = F>) -> Vec<u8> {
+    let mut request = Vec::new();
+    for field in fields {
+        let field = field.as_ref();
+        request.extend_from_slice(&u16::try_from(field.len()).expect("short").to_be_bytes());
+        request.extend_from_slice(field);
+    }
+    request
+}
+
 /// A port base whose ports are all free now. Tests run in parallel threads and draw different ones: steps of 101
 /// never let two bases share a port, whatever the offsets; all stay below the range of outgoing connections.
 pub fn free_port_base() -> u16 {

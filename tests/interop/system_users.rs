@@ -16,8 +16,8 @@ use nix::sys::signal::Signal;
 
 use crate::scenario::base64;
 use crate::support::{
-    HOSTNAME, alive, descendants, have, is_root, peer, private_mounts, run, show, signal, skip, stderr,
-    stdout, wait_for,
+    HOSTNAME, alive, descendants, have, is_root, mux_request, peer, private_mounts, run, show, signal, skip,
+    stderr, stdout, wait_for,
 };
 
 const RIGHT: &str = "summersun";
@@ -196,12 +196,7 @@ impl System {
     fn mux(&self, user: &str, password: &str, service: &str) -> String {
         let mut stream = UnixStream::connect(self.socket("mux")).expect("mux");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
-        let mut bytes = Vec::new();
-        for field in [user, password, service, ""] {
-            bytes.extend(u16::try_from(field.len()).expect("short").to_be_bytes());
-            bytes.extend(field.as_bytes());
-        }
-        stream.write_all(&bytes).expect("write");
+        stream.write_all(&mux_request([user, password, service, ""])).expect("write");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("read");
         String::from_utf8_lossy(answer.get(2..).unwrap_or_default()).into_owned()
@@ -439,7 +434,7 @@ fn an_account_that_cannot_read_shadow_is_an_outage_with_advice() {
     for passdb in [SHADOW, PAM] {
         let Some(system) = System::start(STRANGER, passdb) else { return };
         assert!(
-            system.log().contains("cannot read /etc/shadow; set `run_as` to") || passdb == PAM,
+            system.log().contains("cannot read /etc/shadow; put the account of the workers") || passdb == PAM,
             "{}",
             system.log()
         );
@@ -448,11 +443,9 @@ fn an_account_that_cannot_read_shadow_is_an_outage_with_advice() {
             assert!(answer.contains("\tcode=temp_fail\t"), "{passdb} {password}: {answer}");
             assert_eq!(system.mux("good", password, "postern"), "");
         }
-        assert!(
-            system
-                .log()
-                .contains("cannot read /etc/shadow; set `run_as` to an account in the group `shadow`")
-        );
+        assert!(system.log().contains(
+            "cannot read /etc/shadow; put the account of the workers (`auth.worker.run_as`, else `run_as`)"
+        ));
     }
 }
 
