@@ -12,6 +12,7 @@
 mod account;
 pub mod broker;
 mod budget;
+mod client;
 mod delivery;
 mod files;
 mod imap_host;

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use boot::DrainToken;
-use boot::courier::{self, Ask, Protocol, Why};
+use boot::courier::{Protocol, Why};
 use maildir::{FlagChange, FlagOp, Flags, FolderName, Mailbox, Mode, Uid, View};
 use pop3::{Code, LoginFailure, LoginFailureCode, Maildrop, Message, Outcome, Session, Step, TlsState, Uidl};
-use tokio::net::UnixStream;
 
 use crate::account::Account;
-use crate::login::{Attempt, Denied, Exchange, Kept, Verdict, Welcome};
+use crate::client::{Answer, Client, Next};
+use crate::login::{Denied, Welcome};
 use crate::relay;
-use crate::server::{Live, Peer, Shared};
+use crate::server::{Peer, Shared};
 use crate::stream::Connection;
 use crate::wire::read_range;
 
@@ -33,7 +33,8 @@ pub(crate) async fn serve(
 ) {
     let live = shared.live();
     let session = Session::new(Arc::clone(&live.pop3), tls, None, Instant::now());
-    Host::new(shared, live, connection, session, peer).serve(&mut drain).await;
+    let client = Client::new(Protocol::Pop3, shared, live, connection, peer);
+    Host::new(client, session).serve(&mut drain).await;
 }
 
 /// Serves a client who logged in at a front, to the end.
@@ -50,7 +51,7 @@ pub(crate) async fn go_on(
     let config = pop3::Config { mechanisms, ..pop3::Config::clone(&live.pop3) };
     let Opened { user, inbox, maildrop } = opened;
     let session = Session::logged_in_elsewhere(Arc::new(config), maildrop, Instant::now());
-    let mut host = Host::new(shared, live, connection, session, peer);
+    let mut host = Host::new(Client::new(Protocol::Pop3, shared, live, connection, peer), session);
     host.welcome = Some(Welcome { user, ..Welcome::default() });
     host.drop = Some(inbox);
     host.serve(&mut drain).await;
@@ -126,71 +127,24 @@ impl Inbox {
     }
 }
 
-/// What a step means for the connection.
-enum Next {
-    Go,
-    End(&'static str),
-    /// Somebody else hosts the session.
-    Relay(UnixStream),
-}
-
 struct Host {
-    shared: Arc<Shared>,
-    live: Arc<Live>,
-    connection: Connection,
+    client: Client,
     session: Session,
-    peer: Peer,
-    exchange: Option<Box<dyn Exchange>>,
-    mechanism: String,
     welcome: Option<Welcome>,
-    /// Logged in, to be handed over.
-    kept: Option<Box<Kept>>,
-    /// Whose session was handed over.
-    relayed: Option<String>,
     drop: Option<Box<Inbox>>,
 }
 
 impl Host {
-    fn new(
-        shared: Arc<Shared>,
-        live: Arc<Live>,
-        connection: Connection,
-        session: Session,
-        peer: Peer,
-    ) -> Self {
-        Self {
-            shared,
-            live,
-            connection,
-            session,
-            peer,
-            exchange: None,
-            mechanism: String::new(),
-            welcome: None,
-            kept: None,
-            relayed: None,
-            drop: None,
-        }
+    fn new(client: Client, session: Session) -> Self {
+        Self { client, session, welcome: None, drop: None }
     }
 
     async fn serve(mut self, drain: &mut DrainToken) {
         let ended = self.run(drain).await;
-        let reason = match &ended {
-            Ok(why) => (*why).to_owned(),
-            Err(error) => error.to_string(),
-        };
-        let own = self.welcome.as_ref().map(|who| who.user.as_str());
-        let user = own.or(self.relayed.as_deref());
-        let (session, received, sent) = (&self.peer.session, self.connection.received, self.connection.sent);
-        // Of a session that was handed over, the front tells.
-        if self.shared.tls.is_some() {
-            tracing::info!(session, user, received, sent, reason, "pop3 connection closed");
-        } else {
-            tracing::debug!(session, user, received, sent, reason, "pop3 connection closed");
-        }
+        self.client.tell_end(&ended, self.welcome.as_ref().map(|who| who.user.as_str()));
         if let Some(mut mail) = self.drop.take() {
             // What was read stays read, however the session ended.
-            let files = self.shared.files.clone();
+            let files = self.client.shared.files.clone();
             files
                 .run(move || {
                     mail.mark_seen();
@@ -209,18 +163,18 @@ impl Host {
                     Next::End(why) => return Ok(why),
                     Next::Relay(mailbox) => {
                         let ahead = self.session.take_input();
-                        self.connection.flush().await?;
-                        return relay::run(&mut self.connection, mailbox, &ahead, drain).await;
+                        self.client.connection.flush().await?;
+                        return relay::run(&mut self.client.connection, mailbox, &ahead, drain).await;
                     }
                 }
             }
-            self.connection.flush().await?;
+            self.client.connection.flush().await?;
             let deadline = self.session.deadline().map(tokio::time::Instant::from_std);
             let session = &mut self.session;
             tokio::select! {
-                got = self.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
+                got = self.client.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
                     if got? == 0 {
-                        if !self.connection.is_to_end() {
+                        if !self.client.connection.is_to_end() {
                             return Ok("disconnected");
                         }
                         self.session.bye(Some(Code::SysTemp), "Server is shutting down.");
@@ -242,53 +196,34 @@ impl Host {
 
     async fn step(&mut self, step: Step) -> io::Result<Next> {
         match step {
-            Step::Send(bytes) => self.connection.push(bytes).await?,
+            Step::Send(bytes) => self.client.connection.push(bytes).await?,
             Step::Authenticate { mechanism, initial } => {
-                self.mechanism.clone_from(&mechanism);
-                let attempt = Attempt {
-                    mechanism,
-                    initial: initial.map(|secret| secret.expose().to_vec()),
-                    service: "pop3",
-                    session: self.peer.session.clone(),
-                    local: self.peer.local,
-                    remote: self.peer.remote,
-                    tls: self.connection.tls_facts(),
-                };
-                let verdict = self.live.logins.attempt(attempt).await;
-                self.verdict(verdict);
+                let initial = initial.map(|secret| secret.expose().to_vec());
+                let answer = self.client.attempt(mechanism, initial).await;
+                self.answer(answer);
             }
-            Step::Respond(answer) => {
-                let verdict = match self.exchange.take() {
-                    Some(exchange) => exchange.respond(answer.expose().to_vec()).await,
-                    None => Verdict::Denied(Denied::Malformed),
-                };
-                self.verdict(verdict);
+            Step::Respond(data) => {
+                let answer = self.client.respond(data.expose().to_vec()).await;
+                self.answer(answer);
             }
             Step::CancelAuthentication => {
-                self.exchange = None;
+                self.client.forget_login();
                 self.welcome = None;
-                self.kept = None;
             }
             Step::StartTls => {
-                self.connection.flush().await?;
-                let Some(acceptor) = self.shared.tls.as_ref().map(|doors| doors.pop3.clone()) else {
-                    return Ok(Next::End("internal error: no TLS here"));
-                };
-                match Box::pin(self.connection.start_tls(&acceptor)).await {
-                    Ok(()) => self.session.tls_established(Instant::now()),
-                    Err(error) => {
-                        tracing::info!(session = %self.peer.session, %error, "STLS failed");
-                        return Ok(Next::End("TLS handshake failed"));
-                    }
+                let acceptor = self.client.shared.tls.as_ref().map(|doors| doors.pop3.clone());
+                if let Err(why) = self.client.start_tls(acceptor).await {
+                    return Ok(Next::End(why));
                 }
+                self.session.tls_established(Instant::now());
             }
-            Step::Open if self.kept.is_some() => return Ok(self.hand_over().await),
+            Step::Open if self.client.hands_over() => return Ok(self.hand_over().await),
             Step::Open => self.open().await,
             Step::Retrieve { index, lines } => self.retrieve(index, lines).await?,
             Step::Update { deleted } => self.update(deleted).await,
             Step::Close => {
-                self.connection.flush().await?;
-                self.connection.shutdown().await;
+                self.client.connection.flush().await?;
+                self.client.connection.shutdown().await;
                 return Ok(Next::End("closed"));
             }
             _ => return Ok(Next::End("internal error: unknown step")),
@@ -296,41 +231,24 @@ impl Host {
         Ok(Next::Go)
     }
 
-    fn verdict(&mut self, verdict: Verdict) {
-        let outcome = match verdict {
-            Verdict::Challenge(exchange, data) => {
-                self.exchange = Some(exchange);
-                Outcome::Challenge(data)
-            }
-            Verdict::Welcome(welcome) => {
+    fn answer(&mut self, answer: Answer) {
+        let outcome = match answer {
+            Answer::Challenge(data) => Outcome::Challenge(data),
+            Answer::Welcome(welcome) => {
                 let final_data = welcome.final_data.clone();
                 self.welcome = Some(welcome);
                 Outcome::LoggedIn(final_data)
             }
-            Verdict::Kept(mut kept) => {
-                let final_data = kept.final_data.take();
-                self.kept = Some(kept);
-                Outcome::LoggedIn(final_data)
-            }
-            Verdict::Denied(denied) => {
-                tracing::debug!(
-                    session = %self.peer.session,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    reason = ?denied,
-                    "pop3 login failed"
-                );
-                Outcome::LoginFailed(LoginFailure::from(match denied {
-                    Denied::Credentials => LoginFailureCode::Credentials,
-                    Denied::Authorization => LoginFailureCode::Authorization,
-                    Denied::Expired => LoginFailureCode::Expired,
-                    Denied::Disabled => LoginFailureCode::Disabled,
-                    Denied::Unavailable => LoginFailureCode::Unavailable,
-                    Denied::Malformed => LoginFailureCode::Malformed,
-                }))
-            }
-            Verdict::NoLogin(text) => {
-                tracing::info!(session = %self.peer.session, reason = text, "pop3 login refused by nologin");
+            Answer::Kept(final_data) => Outcome::LoggedIn(final_data),
+            Answer::Denied(denied) => Outcome::LoginFailed(LoginFailure::from(match denied {
+                Denied::Credentials => LoginFailureCode::Credentials,
+                Denied::Authorization => LoginFailureCode::Authorization,
+                Denied::Expired => LoginFailureCode::Expired,
+                Denied::Disabled => LoginFailureCode::Disabled,
+                Denied::Unavailable => LoginFailureCode::Unavailable,
+                Denied::Malformed => LoginFailureCode::Malformed,
+            })),
+            Answer::NoLogin(text) => {
                 Outcome::LoginFailed(LoginFailure { code: LoginFailureCode::Disabled, text })
             }
         };
@@ -339,49 +257,20 @@ impl Host {
 
     /// Finds whoever hosts the user's mail; otherwise the client hears why not.
     async fn hand_over(&mut self) -> Next {
-        let (Some(broker), Some(kept)) = (&self.live.slice.broker, self.kept.take()) else {
-            let failure = LoginFailure::from(LoginFailureCode::Unavailable);
-            self.session.resume(Outcome::LoginFailed(failure), Instant::now());
-            return Next::Go;
+        let mechanisms = self.client.live.pop3.mechanisms.clone();
+        let failure = match self.client.hand_over(String::new(), mechanisms).await {
+            Ok(mailbox) => return Next::Relay(mailbox),
+            Err(None) => LoginFailureCode::Unavailable.into(),
+            Err(Some(Why::InUse)) => LoginFailureCode::InUse.into(),
+            Err(Some(Why::Denied)) => LoginFailureCode::Disabled.into(),
+            Err(Some(Why::TooMany)) => LoginFailure {
+                text: "Too many sessions of this user.".to_owned(),
+                ..LoginFailure::from(LoginFailureCode::Mailbox)
+            },
+            Err(Some(_)) => LoginFailureCode::Mailbox.into(),
         };
-        let session = courier::Session {
-            protocol: Protocol::Pop3,
-            tag: String::new(),
-            mechanisms: self.live.pop3.mechanisms.clone(),
-            session: self.peer.session.clone(),
-            local: self.peer.local,
-            remote: self.peer.remote,
-        };
-        let opened = relay::open(broker, &Ask::Session(kept.ticket.clone(), session)).await;
-        kept.fetched();
-        match opened {
-            Ok((mailbox, user)) => {
-                tracing::info!(
-                    session = %self.peer.session,
-                    user,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    tls = self.connection.tls_name(),
-                    "pop3 login"
-                );
-                self.relayed = Some(user);
-                Next::Relay(mailbox)
-            }
-            Err(refusal) => {
-                relay::refused(&self.peer.session, &kept.user, &refusal);
-                let code = match refusal.why {
-                    Why::InUse => LoginFailureCode::InUse,
-                    Why::Denied => LoginFailureCode::Disabled,
-                    _ => LoginFailureCode::Mailbox,
-                };
-                let mut failure = LoginFailure::from(code);
-                if refusal.why == Why::TooMany {
-                    failure.text = "Too many sessions of this user.".to_owned();
-                }
-                self.session.resume(Outcome::LoginFailed(failure), Instant::now());
-                Next::Go
-            }
-        }
+        self.session.resume(Outcome::LoginFailed(failure), Instant::now());
+        Next::Go
     }
 
     async fn open(&mut self) {
@@ -389,27 +278,19 @@ impl Host {
         let Some(who) = self.welcome.clone() else {
             return self.session.resume(broken(), Instant::now());
         };
-        let shared = Arc::clone(&self.shared);
-        let places = self.live.places.clone();
+        let shared = Arc::clone(&self.client.shared);
+        let places = self.client.live.places.clone();
         let user = who.user.clone();
         let open = move || anyhow::Ok(Opened::open(&places.open(&shared.store, &who)?)?);
-        let opened = self.shared.files.run(open).await;
+        let opened = self.client.shared.files.run(open).await;
         let outcome = match opened {
             Some(Ok(Opened { inbox, maildrop, .. })) => {
-                tracing::info!(
-                    session = %self.peer.session,
-                    user,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    tls = self.connection.tls_name(),
-                    messages = maildrop.count(),
-                    "pop3 login"
-                );
+                self.client.tell_login(&user, Some(maildrop.count()));
                 self.drop = Some(inbox);
                 Outcome::Opened(maildrop)
             }
             Some(Err(error)) => {
-                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail; run `postern doctor`");
+                self.client.tell_trouble(&user, &error);
                 let locked = matches!(error.downcast_ref(), Some(maildir::Error::Locked(_)));
                 let code = if locked { LoginFailureCode::InUse } else { LoginFailureCode::Mailbox };
                 Outcome::LoginFailed(LoginFailure::from(code))
@@ -425,7 +306,8 @@ impl Host {
         let opened = match found {
             None => None,
             Some((mailbox, uid)) => {
-                self.shared
+                self.client
+                    .shared
                     .files
                     .run(move || {
                         let opened = mailbox.open(uid)?;
@@ -451,7 +333,7 @@ impl Host {
                 self.session.resume(Outcome::Failed { code: None, text }, Instant::now());
             }
             Some(Err(error)) => {
-                tracing::error!(session = %self.peer.session, %error, "cannot read a message");
+                tracing::error!(session = %self.client.peer.session, %error, "cannot read a message");
                 let text = "Cannot read the message now.".to_owned();
                 self.session.resume(Outcome::Failed { code: Some(Code::SysTemp), text }, Instant::now());
             }
@@ -472,7 +354,7 @@ impl Host {
             let more = self.session.message(&piece);
             while let Some(step) = self.session.next() {
                 if let Step::Send(bytes) = step {
-                    self.connection.push(bytes).await?;
+                    self.client.connection.push(bytes).await?;
                 }
             }
             if !more || sent >= size {
@@ -480,11 +362,11 @@ impl Host {
             }
             let file = Arc::clone(file);
             let end = (sent + PIECE).min(size);
-            piece = match self.shared.files.run(move || read_range(&file, sent, end)).await {
+            piece = match self.client.shared.files.run(move || read_range(&file, sent, end)).await {
                 Some(Ok(piece)) if !piece.is_empty() => piece,
                 _ => {
                     // Half a message must not look like a whole one.
-                    tracing::error!(session = %self.peer.session, "message cannot be read to its end");
+                    tracing::error!(session = %self.client.peer.session, "message cannot be read to its end");
                     self.session.message_abort();
                     return Ok(false);
                 }
@@ -498,10 +380,10 @@ impl Host {
         let failed = || Outcome::Failed { code: Some(Code::SysTemp), text: "Internal error.".to_owned() };
         let outcome = match self.drop.take() {
             None => failed(),
-            Some(mut mail) => match self.shared.files.run(move || mail.update(&deleted)).await {
+            Some(mut mail) => match self.client.shared.files.run(move || mail.update(&deleted)).await {
                 Some(Ok(complete)) => Outcome::Updated { complete },
                 Some(Err(error)) => {
-                    tracing::warn!(session = %self.peer.session, %error, "deleted messages were not removed");
+                    tracing::warn!(session = %self.client.peer.session, %error, "deleted messages were not removed");
                     Outcome::Updated { complete: false }
                 }
                 None => failed(),

@@ -18,19 +18,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use boot::DrainToken;
-use boot::courier::{self, Ask, Protocol, Why};
+use boot::courier::{Protocol, Why};
 use imap::{
     Code, Command, Completion, LoginFailure, LoginFailureCode, Outcome, Session, Step, Tag, TlsState,
     Transition,
 };
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use self::mail::{Append, Mail, Turn, Work};
 use crate::account::Account;
-use crate::login::{Attempt, Denied, Exchange, Kept, Verdict, Welcome};
+use crate::client::{Answer, Client, Next};
+use crate::login::{Denied, Welcome};
 use crate::relay;
-use crate::server::{Live, Peer, Shared};
+use crate::server::{Peer, Shared};
 use crate::stream::Connection;
 
 /// Message bytes collected before they are written to the store.
@@ -49,7 +49,8 @@ pub(crate) async fn serve(
     if live.slice.broker.is_some() {
         session.hand_over_logins();
     }
-    Host::new(shared, live, connection, session, peer).serve(&mut drain).await;
+    let client = Client::new(Protocol::Imap, shared, live, connection, peer);
+    Host::new(client, session).serve(&mut drain).await;
 }
 
 /// Serves a client who logged in at a front, by the command with this tag, to the end.
@@ -64,10 +65,11 @@ pub(crate) async fn go_on(
     let live = shared.live();
     let session = Session::logged_in_elsewhere(Arc::clone(&live.imap), tag, Instant::now());
     let mail = Mail::new(account, shared.budget.clone(), live.imap.limits.append);
-    let mut host = Host::new(shared, live, connection, session, peer);
+    let mut host = Host::new(Client::new(Protocol::Imap, shared, live, connection, peer), session);
     host.mail = Some(Box::new(mail));
     host.serve(&mut drain).await;
 }
+
 /// A mailbox being watched for a client in IDLE.
 struct Idle {
     changed: Arc<Notify>,
@@ -76,51 +78,21 @@ struct Idle {
 }
 
 struct Host {
-    shared: Arc<Shared>,
-    live: Arc<Live>,
-    connection: Connection,
+    client: Client,
     session: Session,
-    peer: Peer,
     mail: Option<Box<Mail>>,
-    /// Logged in, to be handed over.
-    kept: Option<Box<Kept>>,
-    /// Whose session was handed over.
-    relayed: Option<String>,
-    exchange: Option<Box<dyn Exchange>>,
-    mechanism: String,
     append: Option<Append>,
     append_error: Option<maildir::Error>,
     append_buffer: Vec<u8>,
     idle: Option<Idle>,
 }
 
-/// What a step means for the connection.
-enum Next {
-    Go,
-    End(&'static str),
-    /// Somebody else hosts the session.
-    Relay(UnixStream),
-}
-
 impl Host {
-    fn new(
-        shared: Arc<Shared>,
-        live: Arc<Live>,
-        connection: Connection,
-        session: Session,
-        peer: Peer,
-    ) -> Self {
+    fn new(client: Client, session: Session) -> Self {
         Self {
-            shared,
-            live,
-            connection,
+            client,
             session,
-            peer,
             mail: None,
-            kept: None,
-            relayed: None,
-            exchange: None,
-            mechanism: String::new(),
             append: None,
             append_error: None,
             append_buffer: Vec::new(),
@@ -130,23 +102,11 @@ impl Host {
 
     async fn serve(mut self, drain: &mut DrainToken) {
         let ended = self.run(drain).await;
-        let reason = match &ended {
-            Ok(why) => (*why).to_owned(),
-            Err(error) => error.to_string(),
-        };
-        let own = self.mail.as_ref().map(|mail| mail.account.user.as_str());
-        let user = own.or(self.relayed.as_deref());
-        let (session, received, sent) = (&self.peer.session, self.connection.received, self.connection.sent);
-        // Of a session that was handed over, the front tells.
-        if self.shared.tls.is_some() {
-            tracing::info!(session, user, received, sent, reason, "imap connection closed");
-        } else {
-            tracing::debug!(session, user, received, sent, reason, "imap connection closed");
-        }
+        self.client.tell_end(&ended, self.mail.as_ref().map(|mail| mail.account.user.as_str()));
         // Views and unfinished deliveries touch files when they go.
         let (mail, append) = (self.mail.take(), self.append.take());
         if mail.is_some() || append.is_some() {
-            self.shared.files.run(move || drop((mail, append))).await;
+            self.client.shared.files.run(move || drop((mail, append))).await;
         }
     }
 
@@ -159,19 +119,19 @@ impl Host {
                     Next::End(why) => return Ok(why),
                     Next::Relay(mailbox) => {
                         let ahead = self.session.take_input();
-                        self.connection.flush().await?;
-                        return relay::run(&mut self.connection, mailbox, &ahead, drain).await;
+                        self.client.connection.flush().await?;
+                        return relay::run(&mut self.client.connection, mailbox, &ahead, drain).await;
                     }
                 }
             }
-            self.connection.flush().await?;
+            self.client.connection.flush().await?;
             let deadline = self.session.deadline().map(tokio::time::Instant::from_std);
             let session = &mut self.session;
             let changed = self.idle.as_ref().map(|idle| Arc::clone(&idle.changed));
             tokio::select! {
-                got = self.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
+                got = self.client.connection.read(|bytes| session.feed(bytes, Instant::now())) => {
                     if got? == 0 {
-                        if !self.connection.is_to_end() {
+                        if !self.client.connection.is_to_end() {
                             return Ok("disconnected");
                         }
                         self.session.bye(Some(Code::Unavailable), "Server is shutting down.");
@@ -189,47 +149,27 @@ impl Host {
 
     async fn step(&mut self, step: Step) -> io::Result<Next> {
         match step {
-            Step::Send(bytes) => self.connection.push(bytes).await?,
+            Step::Send(bytes) => self.client.connection.push(bytes).await?,
             Step::Authenticate { mechanism, initial } => {
-                self.mechanism.clone_from(&mechanism);
-                let attempt = Attempt {
-                    mechanism,
-                    initial: initial.map(|secret| secret.expose().to_vec()),
-                    service: "imap",
-                    session: self.peer.session.clone(),
-                    local: self.peer.local,
-                    remote: self.peer.remote,
-                    tls: self.connection.tls_facts(),
-                };
-                let verdict = self.live.logins.attempt(attempt).await;
-                self.verdict(verdict).await;
+                let initial = initial.map(|secret| secret.expose().to_vec());
+                let answer = self.client.attempt(mechanism, initial).await;
+                self.answer(answer).await;
             }
-            Step::Respond(answer) => {
-                if let Some(exchange) = self.exchange.take() {
-                    let verdict = exchange.respond(answer.expose().to_vec()).await;
-                    self.verdict(verdict).await;
-                } else {
-                    self.verdict(Verdict::Denied(Denied::Malformed)).await;
-                }
+            Step::Respond(data) => {
+                let answer = self.client.respond(data.expose().to_vec()).await;
+                self.answer(answer).await;
             }
             Step::CancelAuthentication => {
-                self.exchange = None;
+                self.client.forget_login();
                 self.mail = None;
-                self.kept = None;
             }
             Step::HandOver(tag) => return Ok(self.hand_over(&tag).await),
             Step::StartTls => {
-                self.connection.flush().await?;
-                let Some(acceptor) = self.shared.tls.as_ref().map(|doors| doors.imap.clone()) else {
-                    return Ok(Next::End("internal error: no TLS here"));
-                };
-                match Box::pin(self.connection.start_tls(&acceptor)).await {
-                    Ok(()) => self.session.tls_established(Instant::now()),
-                    Err(error) => {
-                        tracing::info!(session = %self.peer.session, %error, "STARTTLS failed");
-                        return Ok(Next::End("TLS handshake failed"));
-                    }
+                let acceptor = self.client.shared.tls.as_ref().map(|doors| doors.imap.clone());
+                if let Err(why) = self.client.start_tls(acceptor).await {
+                    return Ok(Next::End(why));
                 }
+                self.session.tls_established(Instant::now());
             }
             Step::ClientId(pairs) => {
                 let shown: Vec<String> = pairs
@@ -239,7 +179,7 @@ impl Host {
                         format!("{}={value}", String::from_utf8_lossy(name))
                     })
                     .collect();
-                tracing::debug!(session = %self.peer.session, client = ?shown, "client named itself");
+                tracing::debug!(session = %self.client.peer.session, client = ?shown, "client named itself");
             }
             Step::Run(tag, command) => self.command(tag, command).await?,
             Step::Append(head) => {
@@ -270,7 +210,7 @@ impl Host {
             Step::AppendAbort => {
                 self.append_buffer = Vec::new();
                 let append = self.append.take();
-                self.shared.files.run(move || drop(append)).await;
+                self.client.shared.files.run(move || drop(append)).await;
             }
             Step::Idle => self.idle_start().await?,
             Step::IdleDone => {
@@ -283,12 +223,12 @@ impl Host {
                     })
                     .await;
                 let (out, completion) = result.unwrap_or_else(|| (Vec::new(), broken()));
-                self.connection.push(out).await?;
+                self.client.connection.push(out).await?;
                 self.session.resume(Outcome::Done(completion), Instant::now());
             }
             Step::Close => {
-                self.connection.flush().await?;
-                self.connection.shutdown().await;
+                self.client.connection.flush().await?;
+                self.client.connection.shutdown().await;
                 return Ok(Next::End("closed"));
             }
             _ => return Ok(Next::End("internal error: unknown step")),
@@ -296,30 +236,13 @@ impl Host {
         Ok(Next::Go)
     }
 
-    async fn verdict(&mut self, verdict: Verdict) {
-        let outcome = match verdict {
-            Verdict::Challenge(exchange, data) => {
-                self.exchange = Some(exchange);
-                Outcome::Challenge(data)
-            }
-            Verdict::Welcome(welcome) => self.welcome(welcome).await,
-            Verdict::Kept(mut kept) => {
-                let final_data = kept.final_data.take();
-                self.kept = Some(kept);
-                Outcome::LoggedIn(final_data)
-            }
-            Verdict::Denied(denied) => {
-                tracing::debug!(
-                    session = %self.peer.session,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    reason = ?denied,
-                    "imap login failed"
-                );
-                denied_outcome(denied)
-            }
-            Verdict::NoLogin(text) => {
-                tracing::info!(session = %self.peer.session, reason = text, "imap login refused by nologin");
+    async fn answer(&mut self, answer: Answer) {
+        let outcome = match answer {
+            Answer::Challenge(data) => Outcome::Challenge(data),
+            Answer::Welcome(welcome) => self.welcome(welcome).await,
+            Answer::Kept(final_data) => Outcome::LoggedIn(final_data),
+            Answer::Denied(denied) => denied_outcome(denied),
+            Answer::NoLogin(text) => {
                 Outcome::LoginFailed(LoginFailure { code: LoginFailureCode::Disabled, text })
             }
         };
@@ -328,72 +251,44 @@ impl Host {
 
     /// Finds whoever hosts the user's mail; otherwise the client hears why not.
     async fn hand_over(&mut self, tag: &Tag) -> Next {
-        let (Some(broker), Some(kept)) = (&self.live.slice.broker, self.kept.take()) else {
-            self.session.resume(denied_outcome(Denied::Unavailable), Instant::now());
-            return Next::Go;
-        };
-        let session = courier::Session {
-            protocol: Protocol::Imap,
-            tag: tag.as_str().to_owned(),
-            mechanisms: self.live.imap.mechanisms.clone(),
-            session: self.peer.session.clone(),
-            local: self.peer.local,
-            remote: self.peer.remote,
-        };
-        let opened = relay::open(broker, &Ask::Session(kept.ticket.clone(), session)).await;
-        kept.fetched();
-        match opened {
-            Ok((mailbox, user)) => {
-                tracing::info!(
-                    session = %self.peer.session,
-                    user,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    tls = self.connection.tls_name(),
-                    "imap login"
-                );
-                self.relayed = Some(user);
-                Next::Relay(mailbox)
+        let mechanisms = self.client.live.imap.mechanisms.clone();
+        let (code, text) = match self.client.hand_over(tag.as_str().to_owned(), mechanisms).await {
+            Ok(mailbox) => return Next::Relay(mailbox),
+            Err(None) => {
+                self.session.resume(denied_outcome(Denied::Unavailable), Instant::now());
+                return Next::Go;
             }
-            Err(refusal) => {
-                relay::refused(&self.peer.session, &kept.user, &refusal);
-                let (code, text) = match refusal.why {
-                    Why::Denied => (LoginFailureCode::Disabled, "This account has no mailbox here."),
-                    Why::TooMany => (LoginFailureCode::Unavailable, "Too many sessions of this user."),
-                    Why::NoSpace => {
-                        (LoginFailureCode::Unavailable, "The mailbox cannot be opened: no space.")
-                    }
-                    _ => (LoginFailureCode::Unavailable, "The mailbox cannot be opened now."),
-                };
-                let failure = LoginFailure { code, text: text.to_owned() };
-                self.session.resume(Outcome::LoginFailed(failure), Instant::now());
-                Next::Go
+            Err(Some(Why::Denied)) => (LoginFailureCode::Disabled, "This account has no mailbox here."),
+            Err(Some(Why::TooMany)) => (LoginFailureCode::Unavailable, "Too many sessions of this user."),
+            Err(Some(Why::NoSpace)) => {
+                (LoginFailureCode::Unavailable, "The mailbox cannot be opened: no space.")
             }
-        }
+            Err(Some(_)) => (LoginFailureCode::Unavailable, "The mailbox cannot be opened now."),
+        };
+        let failure = LoginFailure { code, text: text.to_owned() };
+        self.session.resume(Outcome::LoginFailed(failure), Instant::now());
+        Next::Go
     }
 
     async fn welcome(&mut self, welcome: Welcome) -> Outcome {
-        let places = self.live.places.clone();
-        let store = self.shared.store.clone();
+        let places = self.client.live.places.clone();
+        let store = self.client.shared.store.clone();
         let final_data = welcome.final_data.clone();
         let user = welcome.user.clone();
-        let opened = self.shared.files.run(move || places.open(&store, &welcome)).await;
+        let opened = self.client.shared.files.run(move || places.open(&store, &welcome)).await;
         match opened {
             Some(Ok(account)) => {
-                tracing::info!(
-                    session = %self.peer.session,
-                    user,
-                    remote = %self.peer.remote.ip().to_canonical(),
-                    mechanism = self.mechanism,
-                    tls = self.connection.tls_name(),
-                    "imap login"
+                self.client.tell_login(&user, None);
+                let mail = Mail::new(
+                    account,
+                    self.client.shared.budget.clone(),
+                    self.client.live.imap.limits.append,
                 );
-                let mail = Mail::new(account, self.shared.budget.clone(), self.live.imap.limits.append);
                 self.mail = Some(Box::new(mail));
                 Outcome::LoggedIn(final_data)
             }
             Some(Err(error)) => {
-                tracing::error!(session = %self.peer.session, user, %error, "cannot open the user's mail; run `postern doctor`");
+                self.client.tell_trouble(&user, &error);
                 denied_outcome(Denied::Unavailable)
             }
             None => denied_outcome(Denied::Unavailable),
@@ -408,6 +303,7 @@ impl Host {
     ) -> Option<T> {
         let mut mail = self.mail.take()?;
         let (mail, result) = self
+            .client
             .shared
             .files
             .run(move || {
@@ -433,10 +329,10 @@ impl Host {
                 self.session.bye(Some(Code::ServerBug), "Internal error.");
                 return Ok(());
             };
-            self.connection.push(out).await?;
+            self.client.connection.push(out).await?;
             match turn {
                 Turn::More(more) => {
-                    self.connection.flush().await?;
+                    self.client.connection.flush().await?;
                     work = more;
                 }
                 Turn::Done(completion) => {
@@ -456,6 +352,7 @@ impl Host {
             return;
         }
         let written = self
+            .client
             .shared
             .files
             .run(move || {
@@ -485,7 +382,7 @@ impl Host {
             })
             .await;
         let (out, completion) = result.unwrap_or_else(|| (Vec::new(), broken()));
-        self.connection.push(out).await?;
+        self.client.connection.push(out).await?;
         self.session.resume(Outcome::Done(completion), Instant::now());
         Ok(())
     }
@@ -521,13 +418,13 @@ impl Host {
             })
             .await;
         match result {
-            Some((out, Ok(()))) => self.connection.push(out).await?,
+            Some((out, Ok(()))) => self.client.connection.push(out).await?,
             Some((_, Err(maildir::Error::Gone(_)))) => {
                 self.session.bye(Some(Code::NonExistent), "Mailbox was deleted or renumbered.");
             }
             Some((out, Err(error))) => {
                 tracing::warn!(%error, "cannot look for changes");
-                self.connection.push(out).await?;
+                self.client.connection.push(out).await?;
             }
             None => self.session.bye(Some(Code::ServerBug), "Internal error."),
         }
