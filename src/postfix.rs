@@ -160,6 +160,11 @@ impl Postfix {
         self.value_for(service, name).eq_ignore_ascii_case("yes")
     }
 
+    /// What Postfix cannot read in its own files, in its own words.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        complaint(&self.folder)
+    }
+
     /// `queue_directory`: where chrooted services live and where relative socket paths begin.
     pub(crate) fn queue_folder(&self) -> PathBuf {
         self.value("queue_directory").into()
@@ -213,6 +218,23 @@ impl Postfix {
         }
         expand(raw, &mut |inner| self.look_up(inner, options, depth + 1))
     }
+}
+
+/// What `postconf` complains of when it reads the files; `None` also where it cannot be asked.
+fn complaint(folder: &Path) -> Option<String> {
+    let ask = |program: &str| {
+        Command::new(program)
+            .arg("-c")
+            .arg(folder)
+            .arg("-n")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .output()
+    };
+    let answer = ask("postconf").or_else(|_| ask("/usr/sbin/postconf")).ok()?;
+    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+    let bad = said.lines().find(|line| line.contains("fatal:"))?;
+    Some(bad.strip_prefix("postconf: ").unwrap_or(bad).to_owned())
 }
 
 /// What `postconf` says of every setting; nothing where it is missing or fails.

@@ -65,7 +65,7 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
         }
         Ok(meta) if meta.uid() == owner.uid => {}
         Ok(meta) if current.uid == 0 && meta.uid() == 0 && is_empty(folder)? => {
-            give(folder, owner).map_err(|error| cannot_make(folder, &error))?;
+            give(folder, (owner.uid, owner.gid), 0o755).map_err(|error| cannot_make(folder, &error))?;
         }
         Ok(meta) => {
             let theirs = owner_name(meta.uid());
@@ -106,12 +106,12 @@ fn make_and_give(folder: &Path, owner: &Account) -> std::io::Result<()> {
     }
     // Closed until it has its owner, and an error if somebody else was faster.
     DirBuilder::new().mode(0o700).create(folder)?;
-    give(folder, owner)
+    give(folder, (owner.uid, owner.gid), 0o755)
 }
 
 /// Gives an empty folder of ours to `owner`. The folder above may belong to somebody who exchanges it for a link at
 /// this moment, so owner and mode are changed through a descriptor of what was looked at.
-fn give(folder: &Path, owner: &Account) -> std::io::Result<()> {
+fn give(folder: &Path, (uid, gid): (u32, u32), mode: u32) -> std::io::Result<()> {
     let flags = (nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_NOFOLLOW).bits();
     let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(folder)?;
     let found = opened.metadata()?;
@@ -119,10 +119,10 @@ fn give(folder: &Path, owner: &Account) -> std::io::Result<()> {
     if found.uid() != nix::unistd::geteuid().as_raw() || std::fs::read_dir(inside)?.next().is_some() {
         return Err(std::io::Error::other("another program has replaced it"));
     }
-    if found.uid() != owner.uid {
-        std::os::unix::fs::fchown(&opened, Some(owner.uid), Some(owner.gid))?;
+    if found.uid() != uid {
+        std::os::unix::fs::fchown(&opened, Some(uid), Some(gid))?;
     }
-    opened.set_permissions(Permissions::from_mode(0o755))
+    opened.set_permissions(Permissions::from_mode(mode))
 }
 
 /// Makes the parts of a state folder whose daemons have an account each. The folder itself is root's, so its entries can be
@@ -161,9 +161,7 @@ fn part(path: &Path, mode: u32, owner: Option<&Account>) -> anyhow::Result<()> {
     let (uid, gid) = owner.map_or((0, 0), |owner| (owner.uid, owner.gid));
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {
-            std::os::unix::fs::lchown(path, Some(uid), Some(gid))
-                .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
-                .with_context(|| format!("cannot give away {}", path.display()))?;
+            give(path, (uid, gid), mode).with_context(|| format!("cannot give away {}", path.display()))?;
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => {
@@ -408,7 +406,7 @@ mod tests {
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o700)).expect("closed");
         std::os::unix::fs::symlink(&target, &link).expect("linked");
         for path in [&full, &link, &parent.path().join("none")] {
-            assert!(super::give(path, &owner).is_err(), "{}", path.display());
+            assert!(super::give(path, (owner.uid, owner.gid), 0o755).is_err(), "{}", path.display());
         }
         assert!(super::make_and_give(&link, &owner).is_err());
         let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;

@@ -62,7 +62,7 @@ impl UserFile {
                     .to_owned(),
             };
             return Err(
-                Coded::new(exit::CONFIG, format!("{text}; manage the users where they are kept")).into()
+                Coded::new(exit::CONFIG, format!("{text}; manage the users where they are kept (`useradd` and `passwd` for those of the machine)")).into()
             );
         };
         if is_template(path) {
@@ -88,6 +88,11 @@ impl UserFile {
     /// The same file, which after a change the authentication daemon must still be able to read.
     pub(crate) fn readable_for(self, who: Accounts) -> Self {
         Self { reader: if who.distinct() { who.auth } else { None }, ..self }
+    }
+
+    /// A file that is not there yet: whoever the authentication daemon is may read it.
+    pub(crate) fn made_for(self, who: Accounts) -> Self {
+        Self { reader: who.auth, ..self }
     }
 
     /// The name as the daemon looks it up, with the domain if it is not the default one.

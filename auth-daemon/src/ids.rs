@@ -132,3 +132,19 @@ impl std::fmt::Debug for Ids {
         f.write_str("Ids")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_workers_nobody_is_asked() {
+        let starts: crate::worker::Spawner = Arc::new(|| panic!("a worker was started"));
+        let workers = Workers::with_spawner(conf::Workers::default(), starts);
+        let told = SystemIds { users: [("vmail".to_owned(), 5000)].into(), ..SystemIds::default() };
+        let ids = Ids::new(told, workers);
+        assert_eq!(ids.find(Id::Uid, "vmail").await, Ok(Some(5000)));
+        assert_eq!(ids.find(Id::Uid, "of-a-directory").await, Ok(None));
+        assert_eq!(ids.gid("of-a-directory"), Ok(None));
+    }
+}

@@ -1,12 +1,17 @@
 //! Accepting connections: who may, how many, and which protocol they get.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixListener as StdListener;
+use std::future::Future;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
-use boot::{Admission, DrainToken, Permit, Refused};
+use boot::{Admission, BareUnixListener, DrainToken, Permit, Refused};
 use conf::AuthListenerKind;
-use tokio::net::{UnixListener, UnixStream};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use crate::config::Listener;
@@ -31,12 +36,11 @@ impl Listeners {
     }
 
     /// Replaces all listeners. Sockets that stay are the same kernel objects, so nobody is refused meanwhile.
-    pub(crate) fn replace(&mut self, sockets: HashMap<String, Vec<StdListener>>) -> std::io::Result<()> {
+    pub(crate) fn replace(&mut self, sockets: HashMap<String, Vec<UnixListener>>) -> io::Result<()> {
         let mut next = Vec::new();
         for (name, listeners) in sockets {
             for listener in listeners {
-                listener.set_nonblocking(true)?;
-                next.push((name.clone(), UnixListener::from_std(listener)?));
+                next.push((name.clone(), BareUnixListener::new(listener)?));
             }
         }
         self.stop();
@@ -61,16 +65,17 @@ async fn accept(
     admission: Admission,
     token: DrainToken,
     name: String,
-    listener: UnixListener,
+    listener: BareUnixListener,
 ) {
     let refusals = Refusals::default();
     loop {
-        let stream = boot::accept_unix(&listener).await;
+        let stream = listener.accept().await;
         let compiled = engine.config();
         let Some(rules) = compiled.listeners.get(&name).cloned() else { continue };
         drop(compiled);
-        let Ok(credentials) = stream.peer_cred() else { continue };
-        let peer = PeerCredentials { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
+        let Ok(credentials) = getsockopt(&stream, sockopt::PeerCredentials) else { continue };
+        let pid = Some(credentials.pid()).filter(|pid| *pid != 0);
+        let peer = PeerCredentials { uid: credentials.uid(), gid: credentials.gid(), pid };
         if !rules.admits(peer.uid, peer.gid) {
             refusals.tell(&name, &peer);
             refusal::hang_up(&stream);
@@ -83,15 +88,25 @@ async fn accept(
                 continue;
             }
         };
-        let (engine, token) = (Arc::clone(&engine), token.clone());
-        tokio::spawn(async move {
-            let result = serve(engine, rules, stream, peer, token).await;
-            if let Err(error) = result {
-                // Clients that vanish are normal.
-                tracing::debug!(%error, uid = peer.uid, "connection ended");
+        let mut work = serve(Arc::clone(&engine), rules, stream, peer, &token);
+        // What is asked already and needs to wait for nothing is answered without a task.
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => ended(result, &peer),
+            Poll::Pending => {
+                let token = token.clone();
+                tokio::spawn(async move {
+                    ended(token.track(work).await, &peer);
+                    drop(permit);
+                });
             }
-            drop(permit);
-        });
+        }
+    }
+}
+
+fn ended(result: io::Result<()>, peer: &PeerCredentials) {
+    if let Err(error) = result {
+        // Clients that vanish are normal.
+        tracing::debug!(%error, uid = peer.uid, "connection ended");
     }
 }
 
@@ -108,21 +123,30 @@ fn admit(admission: &Admission, rules: &Listener, peer: &PeerCredentials) -> Res
     }
 }
 
-async fn serve(
+/// Boxed: a connection takes the memory of its own kind, not of the largest, and is moved once.
+type Served = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+fn serve(
     engine: Arc<Engine>,
     rules: Arc<Listener>,
-    stream: UnixStream,
+    stream: StdStream,
     peer: PeerCredentials,
-    token: DrainToken,
-) -> std::io::Result<()> {
-    // Boxed: a connection takes the memory of its own kind, not of the largest, and is moved once.
+    token: &DrainToken,
+) -> Served {
+    let token = token.clone();
     match rules.kind {
         AuthListenerKind::Client | AuthListenerKind::Login => {
-            Box::pin(connection::serve(engine, rules, stream, peer, token)).await
+            Box::pin(async move { connection::serve(engine, rules, watched(stream)?, peer, token).await })
         }
         AuthListenerKind::Userdb | AuthListenerKind::Master | AuthListenerKind::Session => {
-            Box::pin(master::serve(engine, rules, stream, peer, token)).await
+            Box::pin(async move { master::serve(engine, rules, watched(stream)?, peer, token).await })
         }
-        AuthListenerKind::Saslauthd => Box::pin(token.track(mux::serve(engine, rules, stream, peer))).await,
+        AuthListenerKind::Saslauthd => Box::pin(mux::serve(engine, rules, stream, peer)),
     }
+}
+
+/// The socket, watched by the runtime.
+pub(crate) fn watched(stream: StdStream) -> io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }

@@ -4,21 +4,28 @@
 //!            A failure before the first rename leaves nothing behind.
 //! Memory:    at most [`PIECE`] of the message is held; more goes to disk while it comes in.
 //! Threads:   all file work runs on blocking threads; small messages take one hop.
+//! Others:    who owns a mailbox can make its process slow. That holds up deliveries to this mailbox only.
 //! Partly:    SMTP has one answer for all, so one recipient's trouble fails all. LMTP answers each.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use boot::courier::{self, Why};
 use maildir::{Delivery, Maildir, Staged};
 use smtp::{Reply, Status};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::channel::{Channel, Trouble};
 use crate::trace::{self, Header};
 
 /// Message bytes collected before they go to disk.
 const PIECE: usize = 64 * 1024;
+/// Threads that may wait for the process of one mailbox: a small part of all of them.
+const AT_A_TIME: usize = 32;
+/// How long a message waits for its turn.
+const TURN: Duration = Duration::from_secs(60);
 
 /// Where one recipient's copy goes.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -168,6 +175,7 @@ impl Incoming {
         if message.pending.len() < PIECE {
             return message;
         }
+        let _turns = message.turns(TURN).await;
         let fallback = message.emptied();
         blocking(move || {
             message.flush(false);
@@ -178,7 +186,8 @@ impl Incoming {
     }
 
     /// The end. `each`: recipients fail on their own (LMTP).
-    pub(crate) async fn finish(self, each: bool) -> Delivered {
+    pub(crate) async fn finish(mut self, each: bool) -> Delivered {
+        let _turns = self.turns(TURN).await;
         let fallback = self.emptied();
         let message = blocking(move || {
             let mut message = self;
@@ -195,6 +204,33 @@ impl Incoming {
             Some(reply) => Delivered::Refused(reply),
             None => Delivered::Each(message.recipients.iter().map(|index| message.result(*index)).collect()),
         }
+    }
+
+    /// The right to let a thread wait for each of the mailbox processes. Copies that do not get it fail.
+    async fn turns(&mut self, patience: Duration) -> Vec<OwnedSemaphorePermit> {
+        let mut order: Vec<(&mut Copy, Mailbox)> = Vec::new();
+        for copy in &mut self.copies {
+            if let Place::Channel { socket, user, .. } = &copy.target.place
+                && !matches!(copy.state, State::Failed(_))
+            {
+                let mailbox = (Arc::clone(socket), user.clone());
+                order.push((copy, mailbox));
+            }
+        }
+        // All in one order, or two messages could wait for each other.
+        order.sort_by(|(_, a), (_, b)| a.cmp(b));
+        let mut turns = Vec::with_capacity(order.len());
+        let end = tokio::time::Instant::now() + patience;
+        for (copy, mailbox) in order {
+            match tokio::time::timeout_at(end, queue(mailbox).acquire_owned()).await {
+                Ok(Ok(turn)) => turns.push(turn),
+                _ => {
+                    let failure = Failure::internal("the mailbox is slow, and many messages wait for it");
+                    copy.state = State::Failed(failure);
+                }
+            }
+        }
+        turns
     }
 
     /// Throws away what was written, off the runtime's threads.
@@ -389,6 +425,23 @@ const NO_SPACE: Reply = Reply::new(452, Status(4, 3, 1), "Insufficient system st
 const FULL: Reply = Reply::new(452, Status(4, 2, 2), "Mailbox is full");
 const LATER: Reply = Reply::new(451, Status(4, 3, 0), "Delivery failed for now, try again later");
 
+/// A socket, and a user behind it.
+type Mailbox = (Arc<Path>, String);
+
+/// Where messages for this mailbox wait for their turn.
+fn queue(mailbox: Mailbox) -> Arc<Semaphore> {
+    static QUEUES: LazyLock<Mutex<HashMap<Mailbox, Weak<Semaphore>>>> = LazyLock::new(Mutex::default);
+    // Each change leaves the map whole.
+    let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(queue) = queues.get(&mailbox).and_then(Weak::upgrade) {
+        return queue;
+    }
+    queues.retain(|_, queue| queue.strong_count() > 0);
+    let queue = Arc::new(Semaphore::new(AT_A_TIME));
+    queues.insert(mailbox, Arc::downgrade(&queue));
+    queue
+}
+
 /// Runs file work on a blocking thread; `None` when that thread panicked.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     match tokio::task::spawn_blocking(work).await {
@@ -495,6 +548,26 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         panic!("the staged file is still there");
+    }
+
+    #[tokio::test]
+    async fn a_slow_mailbox_takes_some_threads_and_not_those_of_others() {
+        let socket: Arc<Path> = Path::new("/nowhere/slow").into();
+        let to = |user: &str| {
+            let place = Place::Channel { socket: Arc::clone(&socket), user: user.into(), service: "smtp" };
+            Target { user: user.into(), place }
+        };
+        let mut first = Vec::new();
+        for _ in 0..AT_A_TIME {
+            first.push(Incoming::new(envelope(false), vec![to("slow")]).turns(TURN).await);
+        }
+        let mut one_more = Incoming::new(envelope(false), vec![to("slow"), to("quick")]);
+        assert_eq!(one_more.turns(Duration::ZERO).await.len(), 1);
+        assert!(one_more.result(0).is_err_and(|failure| failure.reply.code() == 451));
+        assert!(matches!(one_more.copies[1].state, State::Waiting));
+        first.pop();
+        let mut again = Incoming::new(envelope(false), vec![to("slow"), to("quick")]);
+        assert_eq!(again.turns(TURN).await.len(), 2);
     }
 
     #[tokio::test]

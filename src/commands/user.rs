@@ -34,6 +34,14 @@ pub(crate) fn user(place: &PlaceArgs, command: &UserCommand, json: bool) -> anyh
             state::claim(&settings.state_dir, who.owner())?;
             return Ok(file.readable_for(who));
         }
+        // A file elsewhere that this makes is for the daemon; the rights of one that is there are somebody's choice.
+        if accounts::is_root()
+            && !embedded
+            && matches!(file.path().try_exists(), Ok(false))
+            && let Ok((who, _)) = Accounts::of(&settings)
+        {
+            return Ok(file.made_for(who));
+        }
         Ok(file)
     };
     match command {

@@ -101,6 +101,18 @@ impl Rig {
         self.gate.admin(&[&["doctor", "--postfix", &etc], more].concat(), stdin)
     }
 
+    fn doctor_of_an_ordinary_user(&self) -> Output {
+        // The build folder may be closed to others.
+        let program = self.path("postern");
+        fs::copy(postern().get_program(), &program).expect("copied");
+        let (uid, gid) = account("daemon");
+        let mut command = peer("setpriv", Path::new("/"));
+        command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
+        command.arg(&program).args(["doctor", "--config"]).arg(self.path("postern.toml"));
+        command.arg("--postfix").arg(self.path("etc"));
+        run(command, "")
+    }
+
     /// Everything is well.
     fn well(&self) {
         let out = self.doctor(&[], "");
@@ -361,6 +373,20 @@ fn doctor_mends_a_path_through_the_queue_folder() {
     fs::write(rig.path("etc/main.cf"), main).expect("main.cf");
     rig.first()
         .is("wrong-path", &["queue/private/other", "Postern listens at", "smtpd_sasl_path=private/auth"]);
+    // Somebody else's, who may know what he does.
+    let _other = UnixListener::bind(rig.path("queue/private/other")).expect("bound");
+    let out = rig.doctor(&[], "");
+    assert!(out.status.success() && stdout(&out).contains("another program answers there"), "{}", show(&out));
+}
+
+#[test]
+fn doctor_names_what_postfix_cannot_use() {
+    let main = "smtpd_sasl_type = cyrus\nsmtpd_sasl_path = private/auth";
+    let Some(rig) = Rig::start(&Shape { main, ..Shape::default() }) else { return };
+    rig.first().is("postfix-setting", &["smtpd_sasl_type is cyrus", "smtpd_sasl_type=dovecot"]);
+    let main = fs::read_to_string(rig.path("etc/main.cf")).expect("main.cf").replace("cyrus", "dovecot");
+    fs::write(rig.path("etc/main.cf"), format!("{main}\nrubbish\n")).expect("main.cf");
+    rig.first().is("postfix-setting", &["cannot read its own files", "rubbish"]);
 }
 
 #[test]
@@ -512,6 +538,15 @@ fn doctor_follows_the_way_through_libsasl2() {
     rig.first().is("wrong-path", &["sasl/other", "sasl/mux"]);
     fs::write(rig.path("etc/sasl/smtpd.conf"), "pwcheck_method: auxprop\n").expect("smtpd.conf");
     rig.first().is("sasl-file", &["pwcheck_method is auxprop"]);
+    // What cannot be read says nothing about its contents.
+    if have(&["setpriv"]) {
+        fs::set_permissions(rig.path("etc/sasl/smtpd.conf"), fs::Permissions::from_mode(0o600))
+            .expect("mode");
+        let out = rig.doctor_of_an_ordinary_user();
+        let text = stdout(&out);
+        let told = text.contains("smtpd.conf: cannot tell: not root: Permission denied");
+        assert!(out.status.success() && told, "{}", show(&out));
+    }
 }
 
 #[test]
@@ -520,16 +555,7 @@ fn doctor_as_an_ordinary_user_says_what_it_cannot_tell() {
     if !have(&["setpriv"]) {
         return;
     }
-    // The build folder may be closed to others.
-    let program = rig.path("postern");
-    fs::copy(postern().get_program(), &program).expect("copied");
-    let (uid, gid) = account("daemon");
-    let mut command = peer("setpriv", Path::new("/"));
-    command
-        .args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()])
-        .arg(&program);
-    command.args(["doctor", "--config"]).arg(rig.path("postern.toml")).arg("--postfix").arg(rig.path("etc"));
-    let out = run(command, "");
+    let out = rig.doctor_of_an_ordinary_user();
     let text = stdout(&out);
     assert!(
         out.status.success()

@@ -22,6 +22,7 @@ mod dovecot_lmtp;
 mod dovecot_login;
 mod exim;
 mod forward;
+mod hand_over;
 mod hostile;
 mod hostile_auth;
 mod hostile_hash;

@@ -382,12 +382,42 @@ fn scenarios() -> Vec<(String, String)> {
 
 /// Plays every scenario meant for `target_name`; each gets fresh users from `fresh`.
 fn play_all<T: Target>(target_name: &str, fresh: impl Fn() -> T) {
+    play_where(target_name, |_| true, fresh);
+}
+
+/// Plays those of them that `wanted` chooses against one target, with users made as new by `fresh`.
+pub fn play_some<T: Target>(target_name: &str, wanted: impl Fn(&str) -> bool, target: &T, fresh: impl Fn()) {
+    play_where(target_name, wanted, || {
+        fresh();
+        target
+    });
+}
+
+impl<T: Target> Target for &T {
+    fn place(&self, service: &str) -> Place {
+        (**self).place(service)
+    }
+
+    fn ca(&self) -> PathBuf {
+        (**self).ca()
+    }
+
+    fn maildir(&self, user: &str) -> PathBuf {
+        (**self).maildir(user)
+    }
+
+    fn log(&self) -> String {
+        (**self).log()
+    }
+}
+
+fn play_where<T: Target>(target_name: &str, wanted: impl Fn(&str) -> bool, fresh: impl Fn() -> T) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let mut failures = Vec::new();
     let mut played = 0;
     for (name, dialogue) in scenarios() {
         let targets = dialogue.lines().find_map(|l| l.strip_prefix("targets:")).unwrap_or("postern");
-        if !targets.split_whitespace().any(|t| t == target_name) {
+        if !targets.split_whitespace().any(|t| t == target_name) || !wanted(&dialogue) {
             continue;
         }
         played += 1;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use crate::private::{account, unpacked};
 use crate::stock::{PASSWORD, Stock, USER};
-use crate::support::{have, show, stdout, wait_for};
+use crate::support::{have, run, show, stdout, wait_for};
 
 /// What Debian's installation makes of its own pieces for an “Internet Site”.
 fn debian_main_cf() -> String {
@@ -124,6 +124,24 @@ fn stock_postfix_takes_logins_after_two_commands() {
     let left: Vec<_> = fs::read_dir(stock.file("/etc/postfix")).expect("folder").flatten().collect();
     assert!(!left.iter().any(|entry| entry.file_name().to_string_lossy().contains("postern")), "{left:?}");
     assert!(text(&stock.postern("setup postfix --undo")).contains("nothing to do"));
+}
+
+#[test]
+fn users_of_a_file_made_by_root_can_be_read_by_the_daemon() {
+    let Some(mut stock) = with_postfix(&debian_main_cf()) else { return };
+    text(&stock.postern("setup postfix --users /etc/postern/users --apply --no-reload"));
+    let add = ["user", "add", "carol", "--password-stdin"];
+    text(&run(stock.command(&stock.program(), &add), "pw3\n"));
+    let made = fs::metadata(stock.file("/etc/postern/users")).expect("users");
+    assert_eq!((made.mode() & 0o777, made.uid()), (0o640, 0));
+    stock.start_postern();
+    stock.service("postfix", &["start"]);
+    let (ended, said) = stock.swaks("carol", "pw3", &["--tls", "--auth", "PLAIN", "--quit-after", "AUTH"]);
+    assert!(ended == Some(0) && said.contains("235 "), "{said}\n{}", stock.log());
+    // Rights that somebody has set stay.
+    fs::set_permissions(stock.file("/etc/postern/users"), fs::Permissions::from_mode(0o644)).expect("mode");
+    text(&stock.postern("user remove carol"));
+    assert_eq!(fs::metadata(stock.file("/etc/postern/users")).expect("users").mode() & 0o777, 0o644);
 }
 
 #[test]

@@ -145,6 +145,11 @@ impl Stock {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
+    /// The program under test, where everybody may enter.
+    pub fn program(&self) -> String {
+        program()
+    }
+
     /// `postern …` on the machine.
     pub fn postern(&self, line: &str) -> Output {
         self.run(&program(), &line.split_whitespace().collect::<Vec<_>>())

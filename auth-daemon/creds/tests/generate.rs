@@ -166,8 +166,19 @@ fn doveadm_accepts_what_we_make() {
                     .unwrap();
             let stored = std::str::from_utf8(stored.expose()).unwrap();
             let user = std::str::from_utf8(USER).unwrap();
-            let arguments =
-                ["-o", "stats_writer_socket_path=", "pw", "-t", stored, "-p", password, "-u", user];
+            let arguments = [
+                "-c",
+                "/dev/null",
+                "-o",
+                "stats_writer_socket_path=",
+                "pw",
+                "-t",
+                stored,
+                "-p",
+                password,
+                "-u",
+                user,
+            ];
             let Some((accepted, shown)) = peer("doveadm", &arguments, "") else { return };
             assert!(accepted && shown.contains("verified"), "{stored}: {shown}");
         }
@@ -182,8 +193,19 @@ fn we_accept_what_doveadm_makes() {
             continue;
         }
         let user = std::str::from_utf8(USER).unwrap();
-        let arguments =
-            ["-o", "stats_writer_socket_path=", "pw", "-s", scheme.name(), "-p", "pa$$wörd-1", "-u", user];
+        let arguments = [
+            "-c",
+            "/dev/null",
+            "-o",
+            "stats_writer_socket_path=",
+            "pw",
+            "-s",
+            scheme.name(),
+            "-p",
+            "pa$$wörd-1",
+            "-u",
+            user,
+        ];
         let Some((made, stored)) = peer("doveadm", &arguments, "") else { return };
         assert!(made, "{scheme}: {stored}");
         assert_eq!(verify(stored.as_bytes(), "pa$$wörd-1".as_bytes()), Ok(Verdict::Match), "{stored}");

@@ -20,6 +20,7 @@ use boot::{Control, Event, GaugeGuard, Gauges, Sockets};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, socket};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::process;
@@ -29,6 +30,9 @@ use crate::request::PeerCredentials;
 
 /// Stack of the thread that stands beside a worker.
 const STACK: usize = 128 << 10;
+/// How long a connection waits for the place of a worker that is being killed: after a reload the daemon gives all idle
+/// ones up at once.
+const GOING: Duration = Duration::from_secs(1);
 /// How often the end of all workers is looked for while stopping.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -89,6 +93,8 @@ async fn run(start: boot::Start, slice: WorkersSlice) -> anyhow::Result<()> {
     let pool = Arc::new(Pool {
         gauges: control.gauges(),
         running: AtomicUsize::new(0),
+        waiting: AtomicUsize::new(0),
+        freed: Notify::new(),
         refusals: Refusals::default(),
     });
     tell_rights(&slice);
@@ -139,7 +145,7 @@ fn listen(pool: &Arc<Pool>, slice: &WorkersSlice, mut sockets: Sockets) -> anyho
             loop {
                 let connection = boot::accept_unix(&listener).await;
                 if let Err(error) = pool.admit(&slice, connection) {
-                    tracing::warn!(%error, "a worker could not be started");
+                    tell_failed_start(&error);
                 }
             }
         });
@@ -159,6 +165,9 @@ fn tell_rights(slice: &WorkersSlice) {
 struct Pool {
     gauges: Arc<Gauges>,
     running: AtomicUsize,
+    /// Connections that wait for a place.
+    waiting: AtomicUsize,
+    freed: Notify,
     refusals: Refusals,
 }
 
@@ -171,6 +180,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.pool.running.fetch_sub(1, Ordering::SeqCst);
+        self.pool.freed.notify_one();
     }
 }
 
@@ -183,27 +193,72 @@ impl Pool {
             refusal::hang_up(&connection);
             return Ok(());
         }
-        let connection = connection.into_std()?;
-        // Only here: dropping the place counts down.
-        self.running.fetch_add(1, Ordering::SeqCst);
-        let place = Place { pool: Arc::clone(self), _counted: self.gauges.enter() };
-        if self.running.load(Ordering::SeqCst) > slice.most() {
-            farewell(&connection, format!("all {} workers are busy", slice.most()));
-            return Ok(());
+        match self.enter(slice.most()) {
+            Some(place) => start(connection.into_std()?, place),
+            None => {
+                self.wait(slice.most(), connection);
+                Ok(())
+            }
         }
-        connection.set_nonblocking(false)?;
-        let (rope, child) = process::spawn_for(connection.try_clone()?)?;
-        let beside = move || {
-            process::wait_for_hang_up(&[connection.as_fd(), rope.as_fd()]);
-            // It ends by itself or is killed; if it was dead already, this tells of what it died.
-            let ended = process::end(child);
-            farewell(&connection, ended);
-            drop(place);
-        };
-        let started = std::thread::Builder::new().name("beside".into()).stack_size(STACK).spawn(beside);
-        // Without the thread the worker sees its rope drop, and ends; nobody reaps it before this process ends.
-        started.map(drop)
     }
+
+    /// A place, if one is free.
+    fn enter(self: &Arc<Self>, most: usize) -> Option<Place> {
+        let free = |running: usize| (running < most).then_some(running + 1);
+        self.running.fetch_update(Ordering::SeqCst, Ordering::SeqCst, free).ok()?;
+        Some(Place { pool: Arc::clone(self), _counted: self.gauges.enter() })
+    }
+
+    /// The next place that is free.
+    async fn place(self: &Arc<Self>, most: usize) -> Place {
+        loop {
+            if let Some(place) = self.enter(most) {
+                return place;
+            }
+            self.freed.notified().await;
+        }
+    }
+
+    /// Starts the worker as soon as a place is free, or says that there is none.
+    fn wait(self: &Arc<Self>, most: usize, connection: tokio::net::UnixStream) {
+        let pool = Arc::clone(self);
+        let crowded = self.waiting.fetch_add(1, Ordering::SeqCst) >= most;
+        tokio::spawn(async move {
+            let patience = if crowded { Duration::ZERO } else { GOING };
+            let place = tokio::time::timeout(patience, pool.place(most)).await;
+            pool.waiting.fetch_sub(1, Ordering::SeqCst);
+            let done = connection.into_std().and_then(|connection| match place {
+                Ok(place) => start(connection, place),
+                Err(_) => {
+                    farewell(&connection, format!("all {most} workers are busy"));
+                    Ok(())
+                }
+            });
+            if let Err(error) = done {
+                tell_failed_start(&error);
+            }
+        });
+    }
+}
+
+fn tell_failed_start(error: &io::Error) {
+    tracing::warn!(%error, "a worker could not be started");
+}
+
+/// The connection becomes a worker's.
+fn start(connection: StdStream, place: Place) -> io::Result<()> {
+    connection.set_nonblocking(false)?;
+    let (rope, child) = process::spawn_for(connection.try_clone()?)?;
+    let beside = move || {
+        process::wait_for_hang_up(&[connection.as_fd(), rope.as_fd()]);
+        // It ends by itself or is killed; if it was dead already, this tells of what it died.
+        let ended = process::end(child);
+        farewell(&connection, ended);
+        drop(place);
+    };
+    let started = std::thread::Builder::new().name("beside".into()).stack_size(STACK).spawn(beside);
+    // Without the thread the worker sees its rope drop, and ends; nobody reaps it before this process ends.
+    started.map(drop)
 }
 
 /// The last record on a connection. Whoever does not read it is not waited for.
@@ -233,6 +288,31 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
         assert!(error.to_string().contains("auth-workers"));
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_a_worker_ends_waits_for_its_place() {
+        let (running, waiting) = Default::default();
+        let pool = Arc::new(Pool {
+            gauges: Arc::default(),
+            running,
+            waiting,
+            freed: Notify::new(),
+            refusals: Refusals::default(),
+        });
+        let held: Vec<Place> = (0..2).filter_map(|_| pool.enter(2)).collect();
+        assert!(held.len() == 2 && pool.enter(2).is_none());
+        let next = tokio::spawn({
+            let pool = Arc::clone(&pool);
+            async move { (pool.place(2).await, pool.place(2).await) }
+        });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        drop(held);
+        let next = next.await.unwrap();
+        assert!(pool.enter(2).is_none());
+        drop(next);
+        assert_eq!(pool.running.load(Ordering::SeqCst), 0);
     }
 
     #[test]

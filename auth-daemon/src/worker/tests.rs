@@ -224,7 +224,9 @@ async fn a_worker_that_is_busy_while_settings_change_is_not_used_again() {
         let workers = workers.clone();
         async move { ask(&workers, "bob").await }
     });
-    tokio::task::spawn_blocking(move || waiting.recv().unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || waiting.recv_timeout(Duration::from_secs(30)).unwrap())
+        .await
+        .unwrap();
     workers.set_limits(&limits(1, 100, Duration::from_secs(60)));
     drop(go_on);
     assert_eq!(asking.await.unwrap(), Answer::Ok(None));

@@ -3,12 +3,17 @@
 //! `accept` fails for reasons of one connection (it is gone again: next, please) and for lack of descriptors or memory
 //! (the listener stays readable, so trying again at once would spin). The second kind pauses and logs once in a while.
 
+#![allow(unsafe_code)]
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// How long to wait when descriptors or memory are short.
@@ -24,6 +29,31 @@ pub async fn accept_tcp(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 /// The next connection on a unix socket. Cancel-safe.
 pub async fn accept_unix(listener: &UnixListener) -> UnixStream {
     accept(|| listener.accept()).await.0
+}
+
+/// A unix socket whose connections are not watched by the runtime yet. Who answers a connection at once spares the calls
+/// that register it and take it out again.
+#[derive(Debug)]
+pub struct BareUnixListener(AsyncFd<StdUnixListener>);
+
+impl BareUnixListener {
+    /// Serves this socket. Call inside a tokio runtime.
+    ///
+    /// # Errors
+    /// A socket that cannot be registered with the runtime.
+    pub fn new(listener: StdUnixListener) -> io::Result<BareUnixListener> {
+        listener.set_nonblocking(true)?;
+        // SAFETY: the listener owns its descriptor, names the same one each time, and is lent out by shared reference only,
+        // which cannot close it: it stays open until the `AsyncFd` that holds it is dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+        Ok(BareUnixListener(watched?))
+    }
+
+    /// The next connection, a socket that blocks. Cancel-safe; under load others get their turn in between.
+    pub async fn accept(&self) -> StdUnixStream {
+        let next = || self.0.async_io(Interest::READABLE, StdUnixListener::accept);
+        accept(next).await.0
+    }
 }
 
 async fn accept<T, F: Future<Output = io::Result<T>>>(mut next: impl FnMut() -> F) -> T {

@@ -258,8 +258,8 @@ fn io_error(path: &Path, doing: &'static str, source: io::Error) -> BindError {
     BindError::Io { what: path.display().to_string(), doing, source }
 }
 
-/// Who listens on the port, as far as /proc tells: root sees all processes, others their own.
-/// Who listens on a TCP port: name and number of the process, as far as they can be seen. `None`: nobody.
+/// Who listens on a TCP port: name and number of the process, as far as /proc tells. Root sees all processes, others
+/// their own. `None`: nobody.
 pub fn holder_of(port: u16) -> Option<String> {
     let links = listening_links(port);
     if links.is_empty() {
@@ -270,7 +270,12 @@ pub fn holder_of(port: u16) -> Option<String> {
     for process in all.filter(|entry| is_process(&entry.file_name())) {
         if has_one_of(&process.path(), &links) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("{} (process {})", name.trim(), process.file_name().display()));
+            // A process chooses its own name, and this goes to a terminal.
+            return Some(format!(
+                "{} (process {})",
+                name.trim().escape_debug(),
+                process.file_name().display()
+            ));
         }
     }
     Some("another program".to_owned())

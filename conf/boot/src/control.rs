@@ -231,7 +231,7 @@ impl Control {
     /// Tells the supervisor that the daemon serves its sockets.
     pub async fn ready(&mut self) {
         let _ = self.outgoing.send(FromChild::Ready);
-        crate::trim::give_back_start_code();
+        crate::trim::give_back_after_start();
     }
 
     /// Tells the daemon that started this process something. The supervisor does not listen to it.

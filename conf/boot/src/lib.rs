@@ -39,7 +39,7 @@ mod start;
 mod supervisor;
 mod trim;
 
-pub use accept::{accept_tcp, accept_unix};
+pub use accept::{BareUnixListener, accept_tcp, accept_unix};
 pub use admission::{Admission, Permit, Refused};
 pub use bind::{holder_of, ip_available, listens_on};
 pub use child::child_main;

@@ -160,6 +160,18 @@ impl Helper {
     }
 }
 
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // Whoever it runs as may have stopped it; then it could not end with this process.
+        if self.ended().is_none()
+            && let Ok(pid) = i32::try_from(self.child.id())
+        {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT);
+        }
+    }
+}
+
 /// The descriptor of a connection, for [`Helper::hand`].
 ///
 /// # Errors

@@ -507,8 +507,9 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
         let role = service.role;
         match message {
             FromChild::Restricted(restricted) => {
+                // Once, by the start ritual: one that is taken over later must not change what is shown of it.
                 if let Some(process) = &mut service.process {
-                    process.restricted = Some(restricted);
+                    process.restricted.get_or_insert(restricted);
                 }
             }
             FromChild::Ready => {
@@ -573,7 +574,7 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
         self.phase = Phase::Running;
         notify(&[NotifyState::Ready, NotifyState::Status("all daemons are ready")]);
         tracing::info!(pid = std::process::id(), "all daemons are ready");
-        crate::trim::give_back_start_code();
+        crate::trim::give_back_after_start();
         if let Some(hook) = self.hooks.on_ready.take() {
             let handle = Handle(self.commands.clone());
             let thread = std::thread::Builder::new().name("on-ready".into()).spawn(|| hook(handle));

@@ -8,12 +8,25 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_void};
+use std::time::Duration;
 
 /// The part of a page that no segment border may cut.
 const PAGE: usize = 4096;
 
+/// The first questions, and whoever asks whether the start went well, touch the rest of it within this time.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Gives the code of the start back now, and once more when the process has settled. Call inside a tokio runtime.
+pub(crate) fn give_back_after_start() {
+    give_back_start_code();
+    tokio::spawn(async {
+        tokio::time::sleep(SETTLED).await;
+        give_back_start_code();
+    });
+}
+
 /// Unmaps the program's own code and constants until they are used again.
-pub(crate) fn give_back_start_code() {
+fn give_back_start_code() {
     let mut found = Segments::default();
     // SAFETY: the callback has the type that dl_iterate_phdr wants and gets a pointer to `found`, which outlives the call
     // and is used by nothing else meanwhile.

@@ -123,10 +123,11 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     if meta.is_file() { Ok((file, meta)) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-/// Reads a small side file, at most `limit` bytes. `None` when missing.
+/// Reads a small side file, at most `limit` bytes. `None` when missing. A FIFO there must not make anybody wait.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     use io::Read as _;
-    match File::open(path) {
+    match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+        Ok(file) if !file.metadata()?.is_file() => Err(io::ErrorKind::InvalidInput.into()),
         Ok(file) => {
             let mut bytes = Vec::new();
             file.take(limit).read_to_end(&mut bytes)?;
@@ -147,7 +148,7 @@ pub(crate) fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Makes renames and unlinks in a directory durable.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(path)?.sync_all()
 }
 
 /// Renames, but never over an existing file. Where the file system cannot promise that in one step, the check
@@ -274,6 +275,8 @@ mod tests {
         let fifo = dir.path().join("fifo");
         nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
         assert!(open_regular(&fifo).is_err());
+        assert!(read_limited(&fifo, 10).is_err());
+        assert!(read_limited(&dir.path().join("none"), 10).unwrap().is_none());
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
         assert!(open_regular(&dir.path().join("link")).is_err());
         assert!(open_regular(dir.path()).is_err());

@@ -109,7 +109,7 @@ pub(crate) fn adjust(root: &Path, bytes: i64, messages: i64) {
     let line = format!("{bytes} {messages}\n");
     let appended = OpenOptions::new()
         .append(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(&path)
         .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.metadata()));
     match appended {

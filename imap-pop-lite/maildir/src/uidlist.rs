@@ -305,7 +305,7 @@ pub(crate) fn read(dir: &Path, position: &mut Option<Position>) -> Result<Found,
                 position.advance(stamp, &lines);
                 return Ok(Found::Tail(lines));
             }
-            file = File::open(&path).ctx("open", &path)?;
+            file = OpenOptions::new().read(true).custom_flags(flags).open(&path).ctx("open", &path)?;
         }
     }
     let bytes = read_all(file, &path)?;
@@ -354,7 +354,7 @@ pub(crate) fn append(dir: &Path, position: &mut Position, entries: &[Entry]) -> 
     entries.iter().for_each(|entry| entry.print(&mut bytes));
     let mut file = OpenOptions::new()
         .append(true)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(&path)
         .ctx("open", &path)?;
     let before = file.metadata().ctx("read", &path)?.len();

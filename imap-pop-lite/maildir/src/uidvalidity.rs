@@ -5,8 +5,11 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use nix::fcntl::OFlag;
 
 use crate::dirs::{self, Rights};
 use crate::error::{Context, Error};
@@ -65,7 +68,8 @@ pub(crate) fn allocate(root: &Path, now: SystemTime) -> Result<UidValidity, Erro
 fn note(root: &Path, value: UidValidity) -> Result<(), Error> {
     let path = root.join(NAME);
     let text = format!("{:08x}", value.get());
-    match fs::OpenOptions::new().write(true).open(&path) {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    match fs::OpenOptions::new().write(true).custom_flags(flags).open(&path) {
         Ok(mut file) => io::Write::write_all(&mut file, text.as_bytes()).ctx("write", &path),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let rights = Rights::of(root).ctx("read", root)?;

@@ -5,6 +5,7 @@
 //!          lost between "nobody is there" and "go".
 //! Kept:    a stream is kept here until its process says that it took it. One that a process could not serve, because it died before
 //!          or because the Maildir is another one now, goes to the next process.
+//! Stuck:   whoever owns a process can stop it. One that takes nothing any more is killed, and those who wait are told.
 //! Crash:   the streams a process had taken are closed with it: the fronts tell their clients to try again.
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::delivery;
 use crate::mailbox::{Handed, Note, Told};
@@ -32,6 +33,8 @@ use crate::mailbox::{Handed, Note, Told};
 const WAITING: usize = 64;
 /// How long a process may take to accept one: its disk may hang.
 const TAKE: Duration = Duration::from_secs(5);
+/// How long a process may take to say that it took one, or to end when nobody is there: less than the fronts wait.
+const STUCK: Duration = Duration::from_secs(20);
 /// How often a stream looks for another process when its own has just gone.
 const ATTEMPTS: usize = 5;
 /// How long a process that has closed its channel may take to end.
@@ -43,6 +46,16 @@ struct Hand {
     stream: UnixStream,
     /// Processes it has been given to.
     tries: usize,
+    /// Since when the last one has it.
+    given: Option<Instant>,
+}
+
+impl Hand {
+    /// Whoever waits may try again.
+    async fn refuse(&mut self, why: &str) {
+        // The front may be gone.
+        let _ = delivery::answer(&mut self.stream, &Answer::Refused(Refusal::temporary(why))).await;
+    }
 }
 
 type Key = (u32, PathBuf);
@@ -99,7 +112,7 @@ impl Processes {
         handed: Handed,
         stream: UnixStream,
     ) -> Result<(), (Refusal, UnixStream)> {
-        self.pass(&ids, &root, Hand { handed, stream, tries: 0 }).await
+        self.pass(&ids, &root, Hand { handed, stream, tries: 0, given: None }).await
     }
 
     async fn pass(&self, ids: &Ids, root: &Path, mut hand: Hand) -> Result<(), (Refusal, UnixStream)> {
@@ -220,36 +233,48 @@ impl Driver {
         // Nobody served these.
         waiting.close();
         while let Some(mut hand) = waiting.recv().await {
-            let refused = Answer::Refused(Refusal::temporary(why));
-            let _ = delivery::answer(&mut hand.stream, &refused).await;
+            hand.refuse(why).await;
         }
     }
 
     /// Gives back what the process did not take.
     async fn drive(&mut self, helper: &mut Helper, waiting: &mut mpsc::Receiver<Hand>) -> HashMap<u64, Hand> {
-        let (mut given, mut last) = (HashMap::new(), 0);
-        let (mut leaving, mut retired, mut stopping) = (false, false, false);
+        let (mut given, mut last) = (HashMap::<u64, Hand>::new(), 0);
+        let (mut leaving, mut retired, mut stopping, mut killed) = (false, None::<Instant>, false, false);
         loop {
             let patience = self.settings.borrow().mail.mailbox_idle;
-            let tired = lock(&self.state).idle.map(|since| since + patience);
+            let idle = lock(&self.state).idle;
+            let tired = idle.map(|since| since + patience);
+            let oldest = given.values().filter_map(|hand| hand.given).min();
+            let stuck = oldest.or(retired.filter(|_| idle.is_some())).map(|since| since + STUCK);
             tokio::select! {
-                hand = waiting.recv(), if !retired => match hand {
-                    Some(hand) => {
+                hand = waiting.recv(), if retired.is_none() => match hand {
+                    // It takes its time to die: its disk hangs.
+                    Some(mut hand) if killed => hand.refuse("the mailbox process hangs").await,
+                    Some(mut hand) => {
                         lock(&self.state).idle = None;
                         last += 1;
                         let told = json!(Told::Serve(last, hand.handed.clone()));
                         let told = match descriptor(&hand.stream) {
-                            Ok(fd) => helper.hand(told, Some(fd)).await,
-                            Err(error) => Err(error),
+                            Ok(fd) => timeout(TAKE, helper.hand(told, Some(fd))).await,
+                            Err(error) => Ok(Err(error)),
                         };
-                        if let Err(error) = told {
-                            tracing::warn!(uid = self.ids.uid, pid = helper.pid(), %error, "cannot hand a stream over");
+                        match told {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => {
+                                tracing::warn!(uid = self.ids.uid, pid = helper.pid(), %error, "cannot hand a stream over");
+                            }
+                            Err(_) => {
+                                killed = true;
+                                self.kill(helper, "takes nothing more");
+                            }
                         }
+                        hand.given = Some(Instant::now());
                         given.insert(last, hand);
                     }
                     None => {
-                        retired = true;
-                        let _ = helper.hand(json!(Told::Retire), None).await;
+                        retired = Some(Instant::now());
+                        let _ = timeout(TAKE, helper.hand(json!(Told::Retire), None)).await;
                     }
                 },
                 said = helper.said() => match said {
@@ -267,16 +292,24 @@ impl Driver {
                             self.processes.forget(&self.key, self.number);
                             waiting.close();
                         }
-                        Err(error) => tracing::warn!(uid = self.ids.uid, %error, "a mailbox process talks nonsense"),
+                        Err(_) if killed => {}
+                        Err(error) => {
+                            killed = true;
+                            self.kill(helper, &format!("talks nonsense: {error}"));
+                        }
                     },
                     Some(_) => {}
                 },
+                () = until(stuck), if !killed => {
+                    killed = true;
+                    self.kill(helper, "hangs, or was stopped");
+                }
                 () = until(tired), if !leaving => leaving = true,
                 () = self.leave.notified(), if !leaving => leaving = true,
                 changed = self.settings.changed() => {
                     let slice = self.settings.borrow_and_update().clone();
                     if let (Ok(()), Ok(plan)) = (changed, self.plan(&slice)) {
-                        let _ = helper.reload(&plan.slice, plan.log).await;
+                        let _ = timeout(TAKE, helper.reload(&plan.slice, plan.log)).await;
                     }
                 }
                 () = self.drain.draining(), if !stopping => {
@@ -284,7 +317,12 @@ impl Driver {
                     self.processes.forget(&self.key, self.number);
                     waiting.close();
                     let grace = self.settings.borrow().grace_time;
-                    let _ = helper.stop(grace).await;
+                    let _ = timeout(TAKE, helper.stop(grace)).await;
+                }
+            }
+            if killed {
+                for (_, mut hand) in given.drain() {
+                    hand.refuse("the mailbox process hangs").await;
                 }
             }
             if leaving {
@@ -292,6 +330,11 @@ impl Driver {
                 waiting.close();
             }
         }
+    }
+
+    fn kill(&self, helper: &mut Helper, why: &str) {
+        tracing::warn!(uid = self.ids.uid, pid = helper.pid(), why, "killing a mailbox process");
+        helper.kill();
     }
 
     fn plan(&self, slice: &BrokerSlice) -> Result<HelperPlan, serde_json::Error> {

@@ -103,9 +103,9 @@ impl Host {
     async fn serve(mut self, drain: &mut DrainToken) {
         let ended = self.run(drain).await;
         self.client.tell_end(&ended, self.mail.as_ref().map(|mail| mail.account.user.as_str()));
-        // Views and unfinished deliveries touch files when they go.
+        // Views and unfinished deliveries touch files when they go; a session that opened nothing spares the way there.
         let (mail, append) = (self.mail.take(), self.append.take());
-        if mail.is_some() || append.is_some() {
+        if append.is_some() || mail.as_ref().is_some_and(|mail| mail.view.is_some()) {
             self.client.shared.files.run(move || drop((mail, append))).await;
         }
     }

@@ -75,6 +75,14 @@ pub(super) fn processes(machine: &Machine) -> Vec<Check> {
         });
         let who = crate::accounts::name_of(process.uid);
         checks.push(match process.state {
+            State::Ready if !process.answers => {
+                let words = "it hangs or is stopped; end it, and the supervisor starts another";
+                let advice = match process.pid {
+                    Some(pid) => Advice::run(words, format!("kill -9 {pid}")),
+                    None => Advice::say(words),
+                };
+                trial.problem(Cause::NotAnswering, format!("it runs as {who} but does not answer"), advice)
+            }
             State::Ready if process.restarts > 0 => {
                 let advice = see_log();
                 trial.note(

@@ -217,7 +217,7 @@ pub(super) fn look_at_stack(place: &Place, settings: &Settings) -> Stack {
         Ok(Ok(Response::Status(status))) => return Stack::Running(status),
         Ok(Ok(_)) => "it answered something else; is it another version?".to_owned(),
         Ok(Err(error)) => {
-            if is_denied(&error) {
+            if !accounts::is_root() && is_denied(&error) {
                 return Stack::Unknown(format!(
                     "cannot tell: not root, and {} is for its user",
                     socket.display()

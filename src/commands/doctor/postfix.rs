@@ -7,6 +7,7 @@ use conf::{AuthListener, AuthListenerKind};
 use super::check::{Advice, Cause, Check, Part, Trial};
 use super::machine::Machine;
 use super::paths::quoted;
+use super::probe::{self, Protocol};
 use super::sockets::{Consumer, same};
 use crate::accounts::{self, Account};
 use crate::postfix::{AuthPath, Postfix, Service};
@@ -28,6 +29,14 @@ pub(super) fn look(machine: &Machine) -> View {
     let Some(postfix) = &machine.postfix else { return view };
     let folder = postfix.folder.display().to_string();
     let trial = |tried: &str| Trial::new(Part::Postfix, format!("Postfix {folder}"), tried);
+    if let Some(why) = postfix.complaint() {
+        let advice = Advice::say("correct the line; Postfix does not work with it");
+        view.checks.push(trial("let postconf read it").problem(
+            Cause::PostfixSetting,
+            format!("Postfix cannot read its own files: {why}"),
+            advice,
+        ));
+    }
     let owner = postfix.owner();
     let account = match accounts::named(&owner) {
         Ok(account) => account,
@@ -112,7 +121,10 @@ fn offered(machine: &Machine, postfix: &Postfix, service: &Service, kind: &str) 
             "give Postfix a certificate and let it speak TLS",
             format!("postconf -c {folder} -e smtpd_tls_security_level=may && postfix -c {folder} reload"),
         );
-        let text = "AUTH is only offered after STARTTLS (smtpd_tls_auth_only), but there is no STARTTLS (smtpd_tls_security_level is empty)";
+        let level = if level.is_empty() { "empty" } else { &*level };
+        let text = format!(
+            "AUTH is only offered after STARTTLS (smtpd_tls_auth_only), but there is no STARTTLS (smtpd_tls_security_level is {level})"
+        );
         checks.push(trial("see whether AUTH is ever offered").problem(Cause::PostfixSetting, text, advice));
     }
     // Files that cannot be read are told with the certificates.
@@ -238,7 +250,7 @@ fn dovecot(machine: &Machine, postfix: &Postfix, service: &Service, account: &Ac
         real.display(),
         listening.join(", ")
     );
-    if std::os::unix::net::UnixStream::connect(&real).is_ok() {
+    if answers(&real) {
         view.checks.push(trial.note(format!("{text}; another program answers there"), None));
         return;
     }
@@ -305,6 +317,22 @@ fn cyrus(machine: &Machine, postfix: &Postfix, service: &Service, account: &Acco
     let file = sasl_file(postfix, &application);
     let trial = |tried: String| Trial::new(Part::Postfix, name.clone(), tried);
     let Some(file) = file else {
+        let socket = postfix.queue_folder().join(&application);
+        let ours = |listener: &AuthListener| listener.path.iter().any(|path| same(path, &socket));
+        if !application.is_empty() && machine.settings.auth.listener.iter().any(ours) {
+            let folder = postfix.folder.display();
+            let advice = Advice::run(
+                "let Postfix speak Postern's protocol there",
+                format!("postconf -c {folder} -e smtpd_sasl_type=dovecot && postfix -c {folder} reload"),
+            );
+            let text = format!("smtpd_sasl_type is cyrus, but {application} is Postern's socket");
+            view.checks.push(trial("look at smtpd_sasl_type".to_owned()).problem(
+                Cause::PostfixSetting,
+                text,
+                advice,
+            ));
+            return;
+        }
         let place = postfix.folder.join("sasl").join(format!("{application}.conf"));
         let advice = Advice::run(
             "make the file",
@@ -320,7 +348,15 @@ fn cyrus(machine: &Machine, postfix: &Postfix, service: &Service, account: &Acco
         view.checks.push(trial(format!("find {}", place.display())).problem(Cause::SaslFile, text, advice));
         return;
     };
-    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let text = match std::fs::read(&file) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => {
+            let who = if machine.root { "" } else { "not root: " };
+            let trial = trial(format!("read {}", file.display()));
+            view.checks.push(trial.cannot_tell(format!("cannot tell: {who}{error}")));
+            return;
+        }
+    };
     let option = |wanted: &str| {
         text.lines()
             .filter_map(|line| line.split_once(':'))
@@ -391,7 +427,7 @@ fn cyrus(machine: &Machine, postfix: &Postfix, service: &Service, account: &Acco
         real.display(),
         if listening.is_empty() { "no socket of type saslauthd".to_owned() } else { listening.join(", ") }
     );
-    if std::os::unix::net::UnixStream::connect(&real).is_ok() {
+    if answers(&real) {
         view.checks.push(trial.note(format!("{text}; another program answers there"), None));
         return;
     }
@@ -400,6 +436,12 @@ fn cyrus(machine: &Machine, postfix: &Postfix, service: &Service, account: &Acco
         machine.postern("setup saslauthd --apply"),
     );
     view.checks.push(trial.problem(Cause::WrongPath, text, advice));
+}
+
+/// Whether somebody listens on a socket. Tried by a child, which a program that hangs cannot hold up.
+fn answers(socket: &Path) -> bool {
+    let talk = probe::talk(&probe::Place::default(), socket, Protocol::Silent, None);
+    talk.is_ok_and(|talk| talk.connect.is_ok())
 }
 
 /// Where libsasl2 finds the settings of an application: Postfix's own folders first.

@@ -328,13 +328,10 @@ fn is_empty(folder: &Path) -> bool {
 /// Where all mail belongs to one account, that account must be able to make mailboxes.
 fn mail_folder(machine: &Machine) -> Option<Check> {
     let settings = &machine.settings;
-    let home = settings
-        .mail
-        .home
-        .split('%')
-        .next()
-        .and_then(|fixed| fixed.rsplit_once('/'))
-        .map(|(folder, _)| folder)?;
+    // Without homes in it, the mail's own place is what counts.
+    let mail = &settings.mail;
+    let place = if mail.location.starts_with('/') { &mail.location } else { &mail.home };
+    let home = place.split('%').next().and_then(|fixed| fixed.rsplit_once('/')).map(|(folder, _)| folder)?;
     let folder = Path::new(home);
     if !settings.has_fronts() || settings.mail.mailboxes != conf::Mailboxes::Virtual || !folder.is_dir() {
         return None;
@@ -465,19 +462,19 @@ fn can_read(machine: &Machine, account: &Account, file: &Path) -> Result<(), Rea
 /// PAM's service files, what their modules need, and the shadow file.
 pub(super) fn modules(machine: &Machine, services: &[String]) -> Vec<Check> {
     let mut checks = Vec::new();
-    let mut wanted: Vec<(String, String)> = Vec::new();
-    let mut want = |name: String, of: String| {
-        if !wanted.iter().any(|(known, _)| *known == name) {
-            wanted.push((name, of));
+    let mut wanted: Vec<(String, String, bool)> = Vec::new();
+    let mut want = |name: String, of: String, by_login: bool| {
+        if !wanted.iter().any(|(known, ..)| *known == name) {
+            wanted.push((name, of, by_login));
         }
     };
     for passdb in &machine.settings.auth.passdb {
         let PassdbDriver::Pam { service, .. } = &passdb.driver else { continue };
         if !service.contains('%') {
-            want(service.clone(), format!("passdb {}", passdb.name));
+            want(service.clone(), format!("passdb {}", passdb.name), false);
         } else if service == "%{service}" {
             for asked in services {
-                want(asked.clone(), format!("passdb {}, for logins to {asked}", passdb.name));
+                want(asked.clone(), format!("passdb {}, for logins to {asked}", passdb.name), true);
             }
         } else {
             let trial = Trial::new(Part::Modules, format!("PAM service {service}"), "find its file");
@@ -488,7 +485,7 @@ pub(super) fn modules(machine: &Machine, services: &[String]) -> Vec<Check> {
         machine.settings.auth.listener.iter().filter(|one| one.kind == AuthListenerKind::Saslauthd)
     {
         for service in listener.pam_services.iter().filter(|name| *name != "*") {
-            want(service.clone(), format!("pam_services of listener {}", listener.name));
+            want(service.clone(), format!("pam_services of listener {}", listener.name), false);
         }
     }
     let worker = machine.account(Role::Worker).unwrap_or_else(Account::current);
@@ -496,8 +493,8 @@ pub(super) fn modules(machine: &Machine, services: &[String]) -> Vec<Check> {
     if machine.has_driver(|driver| matches!(driver, PassdbDriver::Shadow { .. })) {
         needs_shadow.push("driver shadow".to_owned());
     }
-    for (name, of) in &wanted {
-        checks.push(pam_service(name, of));
+    for (name, of, by_login) in &wanted {
+        checks.push(pam_service(name, of, *by_login));
         if !system_auth::service_exists(name) {
             continue;
         }
@@ -522,7 +519,8 @@ pub(super) fn modules(machine: &Machine, services: &[String]) -> Vec<Check> {
     checks
 }
 
-fn pam_service(name: &str, of: &str) -> Check {
+/// `by_login`: the client names the service, not the settings.
+fn pam_service(name: &str, of: &str, by_login: bool) -> Check {
     let trial =
         Trial::new(Part::Modules, format!("PAM service {name}"), format!("find /etc/pam.d/{name} ({of})"));
     if system_auth::service_exists(name) {
@@ -532,9 +530,14 @@ fn pam_service(name: &str, of: &str) -> Check {
         "name a service that exists, or make the file",
         format!("printf 'auth required pam_unix.so\\naccount required pam_unix.so\\n' > /etc/pam.d/{name}"),
     );
-    let text =
-        format!("there is no /etc/pam.d/{name}: PAM takes `other` in its place, which refuses everybody");
-    trial.problem(Cause::PamServiceMissing, text, advice)
+    let text = format!("there is no /etc/pam.d/{name}: PAM takes `other` in its place");
+    // Debian's asks pam_unix like every other service; elsewhere it refuses everybody.
+    let serves = system_auth::service_uses("other", "pam_unix.so");
+    if by_login && serves {
+        return trial.note(format!("{text}, which asks pam_unix"), Some(advice));
+    }
+    let effect = if serves { "" } else { ", which refuses everybody" };
+    trial.problem(Cause::PamServiceMissing, format!("{text}{effect}"), advice)
 }
 
 fn shadow(machine: &Machine, worker: &Account, needed: &str) -> Check {

@@ -5,7 +5,7 @@
 //! Never:     change a file that is not as it was when the changes were made up, lose owner or mode, write without a
 //!            backup beside.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -385,9 +385,18 @@ fn without(current: &str, before: &str, after: &str) -> Option<String> {
 
 impl Record {
     fn read(path: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(text) = read(path)? else { return Ok(None) };
-        let record =
-            serde_json::from_str(&text).with_context(|| format!("{} is no record", path.display()))?;
+        let Some((file, meta)) = regular(path, nix::libc::O_NOFOLLOW)? else { return Ok(None) };
+        // Files are written as it says.
+        let is_ours = meta.uid() == 0 || meta.uid() == nix::unistd::geteuid().as_raw();
+        if !is_ours || meta.mode() & 0o022 != 0 || meta.nlink() != 1 {
+            let text = format!(
+                "{} may have been written by somebody else; nothing is done by it. The files named there have backups beside them",
+                path.display()
+            );
+            return Err(Coded::new(exit::NOPERM, text).into());
+        }
+        let record = serde_json::from_str(&text_of(file, path)?)
+            .with_context(|| format!("{} is no record", path.display()))?;
         Ok(Some(record))
     }
 }
@@ -396,25 +405,48 @@ fn record_of(name: &str, ours: &Path) -> PathBuf {
     ours.with_file_name(format!("setup-{name}.undo"))
 }
 
-/// The text of a file; `None` where there is none.
+/// The text of a file that may be changed; `None` where there is none.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Option<String>> {
+    match regular(path, 0)? {
+        Some((file, _)) => text_of(file, path).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Opens a regular file; with these flags of open(2).
+fn regular(path: &Path, flags: nix::libc::c_int) -> anyhow::Result<Option<(File, Metadata)>> {
     // Nothing waits for the other end of a FIFO.
-    let file = match OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+    let flags = flags | nix::libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cannot_read(path, &error)),
     };
+    let meta = file.metadata().map_err(|error| cannot_read(path, &error))?;
     // Also an empty /dev/null, which a new file would replace for the whole machine.
-    if !file.metadata().map_err(|error| cannot_read(path, &error))?.is_file() {
+    if !meta.is_file() {
         anyhow::bail!("{} is no regular file; it stays as it is", path.display());
     }
+    Ok(Some((file, meta)))
+}
+
+/// The text of a file, a pipe or a device that is only read.
+pub(crate) fn read_input(path: &Path) -> anyhow::Result<Option<String>> {
+    match File::open(path) {
+        Ok(file) => text_of(file, path).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot_read(path, &error)),
+    }
+}
+
+fn text_of(file: File, path: &Path) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(path, &error))?;
     if bytes.len() as u64 > MOST_BYTES {
         anyhow::bail!("{} is larger than 8 MiB", path.display());
     }
     match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => Ok(Some(text)),
+        Ok(text) if !text.contains('\0') => Ok(text),
         _ => anyhow::bail!("{} is no text in UTF-8; it stays as it is", path.display()),
     }
 }
@@ -615,6 +647,30 @@ mod tests {
     }
 
     #[test]
+    fn records_of_others_are_not_followed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let w = folder.path();
+        std::fs::write(w.join("main.cf"), "a = 1\n").expect("written");
+        changes(w, &[("main.cf", Some("a = 1\n"), "a = 2\n")]).apply().expect("applied");
+        let record = w.join("setup-postfix.undo");
+        let refused = || {
+            let error = undo("postfix", &w.join("postern.toml")).expect_err("refused").to_string();
+            assert_eq!(read(&w.join("main.cf")).expect("read").as_deref(), Some("a = 2\n"), "{error}");
+        };
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o666)).expect("mode");
+        refused();
+        std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        std::fs::rename(&record, w.join("elsewhere")).expect("renamed");
+        std::os::unix::fs::symlink(w.join("elsewhere"), &record).expect("link");
+        refused();
+        std::fs::remove_file(&record).expect("removed");
+        std::fs::hard_link(w.join("elsewhere"), &record).expect("link");
+        refused();
+        std::fs::remove_file(w.join("elsewhere")).expect("removed");
+        assert!(undo("postfix", &w.join("postern.toml")).expect("undone").is_some());
+    }
+
+    #[test]
     fn lines_that_cannot_be_told_apart_stay() {
         let folder = tempfile::tempdir().expect("folder");
         let w = folder.path();
@@ -647,6 +703,7 @@ mod tests {
         let fifo = folder.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("made");
         assert!(read(&fifo).is_err());
+        assert_eq!(super::read_input(&link).expect("empty").as_deref(), Some(""));
         let socket = folder.path().join("socket");
         let _held = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
         for path in [fifo, socket] {

@@ -70,7 +70,7 @@ pub(super) fn text_of(file: &Path) -> anyhow::Result<String> {
         std::io::stdin().take(16 << 20).read_to_string(&mut text).context("cannot read standard input")?;
         return Ok(text);
     }
-    change::read(file)?
+    change::read_input(file)?
         .ok_or_else(|| Coded::new(exit::FAILURE, format!("there is no {}", file.display())).into())
 }
 

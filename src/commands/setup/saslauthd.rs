@@ -64,8 +64,7 @@ impl Old {
         }
         for (name, value, line) in &defaults.values {
             match name.as_str() {
-                "START" | "MECHANISMS" | "MECH_OPTIONS" | "THREADS" | "OPTIONS" | "NAME" => {}
-                "DESC" => note(*line, name, value, "the name of the service is that of Postern"),
+                "START" | "MECHANISMS" | "MECH_OPTIONS" | "THREADS" | "OPTIONS" | "NAME" | "DESC" => {}
                 "PARAMS" | "SOCKETDIR" => note(*line, name, value, "it is made of the other settings"),
                 _ => note(*line, name, value, "saslauthd's script has no such setting"),
             }
@@ -377,7 +376,7 @@ mod tests {
         let old = Old::read(text).expect("read");
         assert!(old.starts && old.joins() && old.asks_pam());
         assert_eq!(old.folder, Path::new("/var/spool/postfix/var/run/saslauthd"));
-        assert_eq!(old.left.iter().map(|left| left.line).collect::<Vec<_>>(), [8, 2]);
+        assert_eq!(old.left.iter().map(|left| left.line).collect::<Vec<_>>(), [8]);
         let wanted = wanted(&old, vec![old.folder.join("mux")]);
         let made = super::super::ours::whole(&wanted, &old.fresh(), Path::new("/x"));
         let settings = conf::load(&made, Path::new("/x")).map_err(|e| e.render(false)).expect("right");

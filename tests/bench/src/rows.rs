@@ -465,8 +465,10 @@ impl Bench {
     pub(crate) fn footprint(&mut self) -> anyhow::Result<()> {
         let users = Users::plain(&self.work.join("users-1k"), 1000)?;
         let options = options(&users);
+        // Idle is what has had nothing to do for a moment, not what has just started.
+        let settle = || std::thread::sleep(Duration::from_secs(2));
         let idle = |server: &crate::servers::Server| {
-            std::thread::sleep(Duration::from_millis(500));
+            settle();
             (proc::pss_kib(server.roots()), proc::anonymous_kib(server.roots()))
         };
         let mut ours = Vec::new();
@@ -486,14 +488,14 @@ impl Bench {
         let tls = self.work.join("tls");
         certificates(&tls)?;
         let stack = postern_stack(&self.program, &self.work.join("stack-idle"), &users.file, &tls)?;
-        std::thread::sleep(Duration::from_millis(500));
+        settle();
         let roots = stack.roots();
         let start = stack.servers.iter().map(|server| server.start_seconds).sum();
         let whole = (start, proc::pss_kib(&roots), proc::anonymous_kib(&roots));
         let whole = self.footprint_row("Postern, whole stack", &[whole]);
         drop(stack);
         let peers = dovecot_and_postfix(&self.work.join("peers-idle"), &users.file, &tls)?;
-        std::thread::sleep(Duration::from_millis(500));
+        settle();
         let roots = peers.roots();
         let start = peers.servers.iter().map(|server| server.start_seconds).sum();
         self.footprint_row(
