@@ -459,8 +459,9 @@ fn the_live_view_leaves_the_terminal_as_it_was() {
     let w = scratch.path();
     dovecot(w, "alice", "wrong", "rip=192.0.2.7\t");
     let program = postern().get_program().to_string_lossy().into_owned();
+    // ctrl-C reaches the shell too, and some end with it.
     let command = format!(
-        "stty -a > before; '{program}' status --watch --interval 0.1 --config '{}'; echo code $?; stty -a > after",
+        "trap : INT; stty -a > before; '{program}' status --watch --interval 0.1 --config '{}'; echo code $?; stty -a > after",
         w.join("postern.toml").display()
     );
     for (keys, what) in [("q", "q"), ("\u{3}", "ctrl-C")] {
