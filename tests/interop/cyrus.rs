@@ -52,6 +52,8 @@ fn testsaslauthd_through_restart_and_outage() {
     assert!(!got.0 && !got.1.contains("NO \""), "{}", got.1);
     gate.mend_backend();
     assert!(ask("alice", "pw1").0);
+    assert!(gate.admin(&["reload"], "").status.success(), "{}", gate.log());
+    assert!(ask("alice", "pw1").0, "after a reload:\n{}", gate.log());
     crate::support::signal(gate.auth_pid(), nix::sys::signal::Signal::SIGKILL);
     assert!(ask("alice", "pw1").0, "the socket outlives the daemon:\n{}", gate.log());
     gate.stop();
@@ -116,6 +118,11 @@ fn postfix_by_way_of_libsasl2() {
     gate.mend_backend();
     let reply = smtp.auth("alice", "pw1").expect("reply");
     assert!(reply.starts_with("235"), "{reply}\n{}", postfix.log());
+
+    assert!(gate.admin(&["reload"], "").status.success(), "{}", gate.log());
+    let (mut smtp, _) = Lines::smtp(postfix.port(2)).expect("EHLO after a reload");
+    let reply = smtp.auth("bob", "pw2").expect("reply");
+    assert!(reply.starts_with("235"), "after a reload: {reply}\n{}", postfix.log());
 
     gate.stop();
     let (mut smtp, _) = Lines::smtp(postfix.port(2)).expect("sessions go on without us");

@@ -23,7 +23,9 @@ fn imtest_pop3test_and_smtptest_log_in() {
     let all = format!("mechanisms = {MECHANISMS:?}");
     let config = stdout(&shown).replacen("mechanisms = [\"PLAIN\", \"LOGIN\"]", &all, 1);
     assert!(config.contains(&all), "{config}");
-    let _gate = Gate::start(stack.scratch(), &config, &format!("{USER}:{{PLAIN}}{PASSWORD}\n"));
+    // The second user logs in only after the outage: no cache knows him.
+    let users = format!("{USER}:{{PLAIN}}{PASSWORD}\nlate:{{PLAIN}}{PASSWORD}\n");
+    let gate = Gate::start(stack.scratch(), &config, &users);
 
     let library = root.join("usr/lib/x86_64-linux-gnu");
     let library = if library.is_dir() { library } else { root.join("usr/lib/aarch64-linux-gnu") };
@@ -69,6 +71,20 @@ fn imtest_pop3test_and_smtptest_log_in() {
     for (program, port) in [("imtest", 993), ("pop3test", 995), ("smtptest", 465)] {
         let (ok, told) = attempt(program, port, &["-s"], "PLAIN", USER, PASSWORD);
         assert!(ok, "{program} -s: {told}");
+    }
+    // An outage is no wrong password; a reload is nothing at all.
+    let doors =
+        [("imtest", 143, "[UNAVAILABLE]"), ("pop3test", 110, "[SYS/TEMP]"), ("smtptest", 587, "454 4.7.0")];
+    gate.break_backend();
+    for (program, port, outage) in doors {
+        let (ok, told) = attempt(program, port, starttls, "PLAIN", "late", PASSWORD);
+        assert!(!ok && told.contains(outage), "{program} in an outage: {told}");
+    }
+    gate.mend_backend();
+    assert!(gate.admin(&["reload"], "").status.success(), "{}", gate.log());
+    for (program, port, _) in doors {
+        let (ok, told) = attempt(program, port, starttls, "PLAIN", "late", PASSWORD);
+        assert!(ok, "{program} after outage and reload: {told}\n{}", gate.log());
     }
     assert!(fs::exists(stack.ca()).expect("state folder"));
 }

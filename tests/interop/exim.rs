@@ -4,11 +4,13 @@ use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 
+use nix::sys::signal::Signal;
+
 use crate::private::{
     Foreground, Gate, Namespace, documented, documented_gate, quick, scratch, swaks, unpacked,
 };
 use crate::reference::{certificates, free_port};
-use crate::support::{HOSTNAME, have, is_root, show, skip, stdout, wait_for};
+use crate::support::{HOSTNAME, have, is_root, show, signal, skip, stdout, wait_for};
 
 const PACKAGES: &[&str] = &["exim4-daemon-heavy", "exim4-base", "libmariadb3", "libspf2-2"];
 /// The uid and gid that Debian's account gets in the private `/etc`.
@@ -86,6 +88,12 @@ fn all_answers(w: &Path, gate: &mut Gate, exim: &Exim) {
     attempt(w, exim, "PLAIN", "alice", "pw1", 28, "435 ");
     attempt(w, exim, "LOGIN", "bob", "pw2", 28, "435 ");
     gate.mend_backend();
+    attempt(w, exim, "PLAIN", "bob", "pw2", 0, "235 ");
+
+    // Neither a reload nor a crash of the daemon is anything Exim would notice.
+    assert!(gate.admin(&["reload"], "").status.success(), "{}", gate.log());
+    attempt(w, exim, "LOGIN", "alice", "pw1", 0, "235 ");
+    signal(gate.auth_pid(), Signal::SIGKILL);
     attempt(w, exim, "PLAIN", "bob", "pw2", 0, "235 ");
 
     gate.stop();

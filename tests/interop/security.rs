@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::machine::{ACCOUNTS, Machine, Person, QUICK, RIGHT, SOCKETS, Setup};
-use crate::support::{have, run, show, stdout, wait_for};
+use crate::support::{have, peer, run, show, stdout, wait_for};
 
 /// Users in a file, and system users whose passwords a worker looks up.
 const SETTINGS: &str = "[[auth.passdb]]\ndriver = \"passwd-file\"\npath = \"users\"\n\
@@ -184,6 +184,66 @@ fn every_process_is_what_the_manual_and_proc_say() {
     }
     // The manager of the workers is one of them.
     assert_eq!(uids.len(), 4, "{uids:?}");
+}
+
+#[test]
+fn the_processes_of_mailboxes_and_figures_are_what_the_manual_and_proc_say() {
+    if !have(&["curl"]) {
+        return;
+    }
+    let settings = format!(
+        "{QUICK}[[auth.passdb]]\ndriver = \"shadow\"\n[[auth.userdb]]\ndriver = \"passwd\"\n\
+         [metrics]\nlisten = \"SCRATCH/metrics\"\n\
+         [mail]\nmailboxes = \"system\"\nfirst_valid_uid = 1000\nlast_valid_uid = 61199\n"
+    );
+    let people = vec![Person::plain("sam")];
+    let Some(machine) = Machine::start(&Setup { people, settings, fronts: true, ..Setup::default() }) else {
+        return;
+    };
+    // The process of a mailbox is started by its user's login.
+    let mut curl = peer("curl", &machine.path("home"));
+    curl.args(["-sS", "--max-time", "30", "-u", &format!("sam:{RIGHT}"), "--cacert"]).arg(machine.ca());
+    curl.arg(format!("imaps://localhost:{}/", machine.port(993)));
+    let out = run(curl, "");
+    assert!(out.status.success(), "{}\n{}", show(&out), machine.log());
+    let processes = security(&machine);
+    let manual = manual();
+    for (role, account) in
+        [("broker", 0), ("mailbox", crate::machine::FIRST_UID), ("metrics", id("postern-metrics"))]
+    {
+        let one = of(&processes, role);
+        let pid = one["pid"].as_u64().expect("a pid");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(field("Uid:"), vec![account.to_string(); 4], "{role}");
+        assert_eq!((&one["uid"], &one["weaker"]), (&json!(account), &json!([])), "{role}");
+        assert_eq!((field("Seccomp:"), &one["seccomp"]), (vec!["2".to_owned()], &json!("filter")), "{role}");
+        assert_eq!(
+            (field("NoNewPrivs:"), &one["no_new_privs"]),
+            (vec!["1".to_owned()], &json!(true)),
+            "{role}"
+        );
+        assert_eq!(one["dumpable"], json!(false), "{role}");
+        let effective = u64::from_str_radix(&field("CapEff:")[0], 16).expect("hex");
+        let (_, row) = manual.iter().find(|(name, _)| name == role).expect("in the manual");
+        let kept: BTreeSet<String> =
+            row[3].split(", ").filter(|one| *one != "-").map(str::to_owned).collect();
+        assert_eq!(words(&one["capabilities"]), kept, "{role}");
+        assert_eq!(effective.count_ones() as usize, kept.len(), "{role}");
+        // A mailbox listens nowhere; its broker does not tell more about it than /proc.
+        let listens = usize::from(role != "mailbox");
+        assert_eq!(
+            (one["sockets"].as_array().map(Vec::len), listening(pid)),
+            (Some(listens), listens),
+            "{role}"
+        );
+        if role != "mailbox" {
+            assert_eq!(one["profile"], row[4].as_str(), "{role}");
+        }
+    }
 }
 
 #[test]
