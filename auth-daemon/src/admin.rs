@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::chain::{self, Ask, Said};
 use crate::engine::Engine;
 use crate::request::{PeerCredentials, Request};
-use crate::userdb::{self, Found};
+use crate::userdb;
 
 /// Answers a question; an error text is for the person who asked.
 pub(crate) async fn answer(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
@@ -96,11 +96,7 @@ async fn explain(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
         Said::Next => "no passdb decides".to_owned(),
     };
     let found = userdb::walk(engine, &compiled, &listener, &mut request, walk.said == Said::Ok).await;
-    let userdb = match &found {
-        Found::Yes => "found".to_owned(),
-        Found::No => "unknown user".to_owned(),
-        Found::Unavailable(why) => format!("cannot answer: {why}"),
-    };
+    let userdb = found.words();
     let found = crate::explain::found(&walk.said, &found, compiled.userdbs.is_empty());
     // Values of passdb fields may be secrets; the user database's are not.
     let fields: Vec<&str> = request.fields.iter().map(|(name, _)| name).collect();

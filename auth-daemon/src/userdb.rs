@@ -27,6 +27,17 @@ pub(crate) enum Found {
     Unavailable(String),
 }
 
+impl Found {
+    /// For administrators.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Found::Yes => "found".to_owned(),
+            Found::No => "unknown user".to_owned(),
+            Found::Unavailable(why) => format!("cannot answer: {why}"),
+        }
+    }
+}
+
 /// Walks the chain. `authenticated`: a passdb has just accepted this user.
 pub(crate) async fn walk(
     engine: &Engine,
@@ -50,7 +61,7 @@ pub(crate) async fn walk(
         asked = true;
         let before = (request.userdb.clone(), request.user.clone());
         let said = one(engine, compiled, listener, userdb, request, authenticated, prefetched).await;
-        request.note(|| format!("userdb {}: {said:?}", userdb.name));
+        request.note(|| format!("userdb {}: {}", userdb.name, said.words()));
         let action = match &said {
             Found::Yes => userdb.rules.result_success,
             other => {

@@ -57,7 +57,8 @@ fn verify(user: &str, file: &Path, json: bool) -> anyhow::Result<ExitCode> {
         text.pop();
     }
     let password = passwords::from_stdin()?;
-    let answer = Stored::parse(&text, Scheme::Crypt).and_then(|stored| {
+    // As in column two of a passwd-file, whose old forms (`[34]` at the end) no crypt(3) text can be.
+    let answer = Stored::parse_column(&text, Scheme::Crypt).and_then(|stored| {
         let verdict =
             verifier().verify(&stored, user.as_bytes(), password.expose(), &mut Scratch::default())?;
         Ok((stored.scheme(), verdict))

@@ -169,3 +169,45 @@ fn dovecots_sockets_are_asked_with_every_mechanism() {
         assert_eq!(code == 0, stdout(&out).contains("  home: "), "{}", show(&out));
     }
 }
+
+#[test]
+fn stored_passwords_are_checked_with_exit_codes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("stored");
+    let mut command = postern();
+    command.args(["hash", "--scheme", "SHA512-CRYPT"]);
+    let made = stdout(&run(command, "summersun\n"));
+    let bare = made.strip_prefix("{SHA512-CRYPT}").expect("scheme");
+    let bomb = "{ARGON2ID}$argon2id$v=19$m=1048576,t=3,p=1$c29tZXNhbHQ$aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsbw";
+    for (stored, password, code) in [
+        (made.as_str(), "summersun", 0),
+        // One newline at the end of the password does not count, a second one does.
+        (&made, "summersun\n", 0),
+        (&made, "summersun\n\n", 1),
+        (&made, "wrong", 1),
+        (bare, "summersun", 0),
+        (bare, "wrong", 1),
+        ("14cbfb845af1f030e372b1cb9275e6dd[34]\n", "summersun", 0),
+        ("{PLAIN-MD5}14cbfb845af1f030e372b1cb9275e6dd", "summersun", 0),
+        ("!$6$locked", "summersun", 1),
+        ("", "summersun", 1),
+        ("{NO-SUCH}x", "x", 2),
+        ("{SSHA512}", "x", 2),
+        ("no crypt(3) text", "x", 2),
+        ("$6$rounds=999999999$ab$xx", "x", 2),
+        (bomb, "x", 2),
+    ] {
+        std::fs::write(&file, stored).expect("write");
+        for as_data in [false, true] {
+            let mut command = postern();
+            command.args(["hash", "verify", "--stored-file"]).arg(&file).args(as_data.then_some("--json"));
+            let out = run(command, password);
+            assert_eq!(out.status.code(), Some(code), "{stored} {password:?}: {}", show(&out));
+            assert!(!as_data || json(&out)["exit_code"] == code, "{}", show(&out));
+            assert!(!stored.contains("MD5") || show(&out).contains("weak"), "{}", show(&out));
+        }
+    }
+    let mut command = postern();
+    command.args(["hash", "verify", "--stored-file"]).arg(folder.path().join("missing"));
+    assert_eq!(run(command, "x").status.code(), Some(2));
+}

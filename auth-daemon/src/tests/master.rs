@@ -172,7 +172,7 @@ async fn explanations_show_the_walk_and_no_secret() {
     let answer = harness.daemon.ask(&asked).await.unwrap();
     assert_eq!(answer["canonical"], "alice@mail.example.test");
     let steps =
-        ["passdb users: password in {PLAIN}, checked at once", "passdb users: ok", "userdb users: Yes"];
+        ["passdb users: password in {PLAIN}, checked at once", "passdb users: ok", "userdb users: found"];
     assert_eq!(answer["steps"], serde_json::json!(steps));
     assert_eq!(answer["userdb_fields"]["home"], "/srv/mail/alice");
     assert!(!answer.to_string().contains("secret"));
