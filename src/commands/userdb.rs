@@ -20,6 +20,12 @@ pub(super) const NOUSER: ExitCode = ExitCode(67);
 pub(super) fn lookup(socket: &Path, args: &AuthLookupArgs, json: bool) -> anyhow::Result<ExitCode> {
     let mut request = UserRequest::new(args.user.as_str(), args.service.as_str());
     request.rip = args.ip;
+    // The client waits for a daemon to come back; a person wants to hear at once that none is there.
+    if let Err(error) = std::os::unix::net::UnixStream::connect(socket) {
+        let text =
+            format!("no authentication daemon answers at {}: {error}; {}", socket.display(), output::DOCTOR);
+        return Err(Coded::new(exit::TEMPFAIL, text).into());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let found = runtime.block_on(async {
         // Only the userdb socket is used.

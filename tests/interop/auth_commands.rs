@@ -96,6 +96,7 @@ fn users_are_looked_up_and_explained() {
     }
     let out = stack.admin(&["auth", "lookup", USER, "--socket", "/nonexistent/socket"], "");
     assert_eq!(out.status.code(), Some(75), "{}", show(&out));
+    assert!(show(&out).contains("no authentication daemon answers at /nonexistent/socket"), "{}", show(&out));
 
     let out = stack.admin(&["auth", "explain", USER, "--service", "imap", "--ip", "192.0.2.1"], "");
     assert_eq!(out.status.code(), Some(0), "{}", show(&out));
