@@ -179,7 +179,13 @@ impl Report {
             field("/proc/cpuinfo", "model name"),
             memory / 1024.0 / 1024.0,
             field("/etc/os-release", "PRETTY_NAME"),
-            fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            // Behind the version stands what whoever built it likes.
+            fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim()
+                .split('-')
+                .next()
+                .unwrap_or_default(),
             first_line(Command::new("dovecot").arg("--version")),
             first_line(Command::new("postconf").args([
                 "-c",
@@ -292,7 +298,7 @@ impl Report {
     fn footprint_table(&self, out: &mut String) {
         out.push_str(
             "## Start and idle memory\n\nFrom the start of the program to the first answered login, and memory of all processes without a\n\
-             connection. The rest of PSS are pages of program files, which the system drops when memory is short.\n\n\
+             connection, two seconds later on both sides (ours gives back what only the start needed after one). The rest of PSS are pages of program files, which the system drops when memory is short.\n\n\
              | Server | start | PSS | of it not backed by files |\n| --- | ---: | ---: | ---: |\n",
         );
         for (name, start, pss, dirty) in &self.footprint {
