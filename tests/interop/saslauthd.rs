@@ -304,8 +304,9 @@ fn debians_init_script_runs_it() {
         return skip("Debian's sasl2-bin is not installed here");
     };
     fs::write(etc.path("etc/default/saslauthd"), format!("{defaults}\nSTART=yes\n")).expect("defaults");
+    // All of /run, as after a boot: the script makes its folder.
     let script = "
-        mount -t tmpfs none /run/saslauthd || exit 99
+        mount -t tmpfs none /run || exit 99
         try() { echo \"$@\"; \"$@\" </dev/null; echo \"= $?\"; }
         init=/etc/init.d/saslauthd
         try $init start
