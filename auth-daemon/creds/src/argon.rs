@@ -2,6 +2,9 @@
 //!
 //! Parsed here rather than by the hashing crate, so that caps are checked on exactly what will be computed and
 //! nothing but the form libsodium and the reference tool write is accepted.
+//!
+//! Trust: the text comes from whoever wrote the file or row; the caller has capped its costs.
+//! Never: compute what was not parsed in full, or compare in a time that depends on the hash.
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::Engine as _;

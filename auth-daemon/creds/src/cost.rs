@@ -2,6 +2,9 @@
 //!
 //! The daemon asks before it verifies: cheap strings are checked at once, slow ones go to a hash thread that
 //! fits into the memory budget. Times are estimates for one core; only their order matters.
+//!
+//! Trust: stored strings are whatever somebody wrote; their numbers are read here for the first time.
+//! Never: let a number above its cap reach a computation.
 
 use crate::crypt::{Asked, Blocks, CryptText, Method, classify};
 use crate::encode::text;

@@ -1,6 +1,8 @@
 //! crypt(3) texts: which method, which cost, locked or not. Computes nothing.
 //!
 //! Format: crypt(5) of libxcrypt; yescrypt parameters as in its `alg-yescrypt-common.c`.
+//! Trust:  the text comes from whoever wrote the file or row.
+//! Never:  hand crypt(3) a text whose method and cost are not known.
 
 use crate::encode::{CRYPT64, crypt64_value};
 

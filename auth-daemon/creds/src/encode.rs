@@ -1,4 +1,7 @@
 //! Hex, base64 and the crypt alphabets.
+//!
+//! Trust: texts come from whoever wrote the file or row.
+//! Never: take half of a text that is not right as a whole.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,6 +1,9 @@
 //! Making stored strings.
+//!
+//! Trust: the password comes from the administrator, or from a user who changes it.
+//! Never: reuse a salt, or make a string that could not be verified again.
 
-use sha_crypt::{PasswordHasher as _, ShaCrypt};
+use ::sha_crypt::{PasswordHasher as _, ShaCrypt};
 
 use crate::crypt::{CryptText, classify};
 use crate::encode::{CRYPT64, to_base64, to_bcrypt64, to_crypt64, to_hex};
@@ -203,11 +206,11 @@ fn crypt_text(
 /// Twelve random bytes make exactly the sixteen salt characters the format allows; the crate's own salts are
 /// longer and crypt(3) would shorten them.
 fn sha_text(method: Method, password: &[u8], how: &Generate) -> Option<Made> {
-    let params = sha_crypt::Params::new(how.rounds.unwrap_or(5_000)).ok()?;
+    let params = ::sha_crypt::Params::new(how.rounds.unwrap_or(5_000)).ok()?;
     let algorithm = if method == Method::Sha256 {
-        sha_crypt::Algorithm::Sha256Crypt
+        ::sha_crypt::Algorithm::Sha256Crypt
     } else {
-        sha_crypt::Algorithm::Sha512Crypt
+        ::sha_crypt::Algorithm::Sha512Crypt
     };
     let salt = random::<12>().ok()?;
     let hash = ShaCrypt::new(algorithm, params).hash_password_with_salt(password, &salt).ok()?;

@@ -1,6 +1,9 @@
 //! Keys for challenge-response mechanisms: what is stored, and how it is derived from a password.
 //!
 //! A stored scheme serves a mechanism when it holds that mechanism's key, or the password itself.
+//!
+//! Trust: stored keys come from whoever wrote the file or row.
+//! Never: hand out a key of a scheme that the policy does not allow.
 
 use hmac::digest::{Digest, KeyInit};
 use hmac::{EagerHash, Hmac, Mac};

@@ -34,6 +34,7 @@ pub mod passwd;
 pub mod sasldb;
 mod scheme;
 mod secret;
+mod sha_crypt;
 mod verify;
 
 pub use argon::{Argon2Question, FastArgon2, Scratch};

@@ -1,4 +1,7 @@
 //! One-time password state (RFC 2289): `sha1 1024 seed 0123456789abcdef`.
+//!
+//! Trust: the state comes from whoever wrote the file or row.
+//! Never: compute for a state that is not understood in full.
 
 use md5::Digest as _;
 use subtle::ConstantTimeEq as _;

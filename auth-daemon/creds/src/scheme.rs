@@ -1,6 +1,8 @@
 //! Names of schemes and the `{SCHEME.ENC}data` form.
 //!
 //! Format: Dovecot `password-scheme.c` (`password_get_scheme`).
+//! Trust:  the text comes from whoever wrote the file or row.
+//! Never:  quote more of it in an error than a short, printable name.
 
 use std::fmt;
 

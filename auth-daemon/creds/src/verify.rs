@@ -1,11 +1,12 @@
 //! Checking a password against a stored string.
 //!
 //! Order: weakness, caps, form, computation, constant-time comparison.
+//! Trust: the stored string comes from whoever wrote the file or row, the password from a stranger.
+//! Never: say that a password is right because a text was not understood.
 
 use std::sync::Arc;
 
 use md5::Digest;
-use sha_crypt::{PasswordVerifier as _, ShaCrypt};
 use subtle::ConstantTimeEq as _;
 
 use crate::crypt::{CryptText, Method, classify};
@@ -13,7 +14,7 @@ use crate::encode::{CRYPT64, crypt64_value, raw, text, unhex};
 use crate::otp::OtpState;
 use crate::{
     Caps, Cost, Crypt, Error, FastArgon2, Key, KeyKind, Scheme, Scratch, Stored, argon, cost,
-    cram_md5_states, digest_md5_key, keys,
+    cram_md5_states, digest_md5_key, keys, sha_crypt,
 };
 
 /// What stored strings may ask for.
@@ -166,7 +167,7 @@ impl Verifier {
         if password.len() > CRYPT_MAX_PASSWORD || password.contains(&0) {
             return Ok(Verdict::Mismatch);
         }
-        if let Some(verdict) = sha_crypt(method, text, password) {
+        if let Some(verdict) = by_sha_crypt(method, text, password) {
             return Ok(verdict);
         }
         match self.crypt.crypt(password, text) {
@@ -259,9 +260,9 @@ pub(crate) fn pbkdf2<'a>(stored: &Stored<'_>, text: &'a [u8]) -> Result<Pbkdf2Ha
 
 /// `$5$` and `$6$` in Rust; `None` leaves the text to crypt(3).
 ///
-/// Only texts crypt(3) itself would write are taken: the crate shortens long salts and ignores stray bits in the
-/// last digit, and would so match texts that crypt(3) refuses.
-fn sha_crypt(method: Method, text: &[u8], password: &[u8]) -> Option<Verdict> {
+/// Only texts crypt(3) itself would write are taken: what it makes of longer salts and of stray bits in the last digit
+/// is its own affair.
+fn by_sha_crypt(method: Method, text: &[u8], password: &[u8]) -> Option<Verdict> {
     let (digits, last_bits) = match method {
         Method::Sha256 => (43, 4),
         Method::Sha512 => (86, 2),
@@ -269,7 +270,9 @@ fn sha_crypt(method: Method, text: &[u8], password: &[u8]) -> Option<Verdict> {
     };
     let mut fields = text.get(3..)?.split(|&b| b == b'$');
     let mut salt = fields.next()?;
-    if salt.starts_with(b"rounds=") {
+    let mut rounds = sha_crypt::ROUNDS;
+    if let Some(number) = salt.strip_prefix(b"rounds=") {
+        rounds = std::str::from_utf8(number).ok()?.parse().ok()?;
         salt = fields.next()?;
     }
     let hash = fields.next()?;
@@ -281,11 +284,8 @@ fn sha_crypt(method: Method, text: &[u8], password: &[u8]) -> Option<Verdict> {
     if !canonical {
         return None;
     }
-    match ShaCrypt::default().verify_password(password, std::str::from_utf8(text).ok()?) {
-        Ok(()) => Some(Verdict::Match),
-        Err(sha_crypt::password_hash::Error::PasswordInvalid) => Some(Verdict::Mismatch),
-        Err(_) => None,
-    }
+    let compute = if method == Method::Sha256 { sha_crypt::sha256 } else { sha_crypt::sha512 };
+    Some(equal(compute(password, salt, rounds).as_bytes(), hash))
 }
 
 #[cfg(test)]

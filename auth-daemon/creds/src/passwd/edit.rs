@@ -3,6 +3,8 @@
 //! Locking: `flock` on the file itself, taken again when the file was replaced meanwhile; two editors never lose each
 //!          other's change. Readers need no lock: the file is replaced by rename.
 //! Keeps:   every byte of every other line, the mode and the owner.
+//! Trust:   the name and the fields are checked for what would end a column or a line.
+//! Never:   leave a file that is half written.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};

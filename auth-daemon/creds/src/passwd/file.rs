@@ -2,6 +2,9 @@
 //!
 //! A look-up costs at most one `stat`; how often is the caller's choice. A changed file is read in full and swapped
 //! in; look-ups that run meanwhile keep the old index.
+//!
+//! Trust: the file is the administrator's; other programs write it, and may do so at any moment.
+//! Never: read without a bound, hang on what is no file, or answer "unknown" for a file that cannot be read.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -328,7 +331,8 @@ impl PasswdFile {
     }
 
     /// The lines, or what a file of another format says in lines. One that is damaged is perhaps being written: its
-    /// writers replace pages in place, and take no lock.
+    /// writers replace pages in place, take no lock, and may write through mmap(2) or from another machine, of which
+    /// inotify(7) tells nothing. So it is looked at again a few times, as long as it is that young.
     fn read_text(&self) -> Result<(Vec<u8>, Stamp, bool), FileError> {
         const PAUSES: u32 = 3;
         const PAUSE: Duration = Duration::from_millis(10);

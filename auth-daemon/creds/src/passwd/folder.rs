@@ -2,6 +2,7 @@
 //!
 //! Trust: the template is the administrator's, the values put into it come from clients. Each value must be one
 //! harmless file name part, and the file is opened so that no link leads out of the folder.
+//! Never: follow a link out of the folder, or open what is no regular file.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -2,6 +2,9 @@
 //!
 //! A million lines cost their own bytes and 16 MiB of table. Keys come from clients, so the table is keyed with
 //! random SipHash keys.
+//!
+//! Trust: lines are whatever the file holds; a line that is not understood is told of and left out.
+//! Never: let names that clients choose make look-ups slow.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};

@@ -1,4 +1,7 @@
 //! One line of a passwd-file.
+//!
+//! Trust: bytes of a file that other programs write.
+//! Never: fail on any of them.
 
 use memchr::memchr;
 
