@@ -1,5 +1,8 @@
 //! Stops the build at once, with one sentence, when the C libraries this crate links with are not there. Without it
 //! the linker would say so minutes later, at the end of a long build. libsodium is optional: it makes Argon2 faster.
+//!
+//! Trust: nobody; runs on the machine that builds, with its own compiler and libraries.
+//! Never: fetch anything.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,20 +22,41 @@ fn main() {
             return;
         }
     }
-    println!("cargo::rustc-check-cfg=cfg(sodium)");
+    println!("cargo::rustc-check-cfg=cfg(sodium, sodium_mmap)");
     // The archive, so that the program runs where libsodium is not installed.
     match find("libsodium.a") {
         Some(path) => {
             println!("cargo::rerun-if-changed={}", path.display());
-            if let Some(folder) = path.parent() {
+            let path = with_our_memory(&path).unwrap_or(path);
+            if let (Some(folder), Some(name)) =
+                (path.parent(), path.file_stem().and_then(|name| name.to_str()))
+            {
                 println!("cargo::rustc-link-search=native={}", folder.display());
+                println!("cargo::rustc-link-lib=static={}", name.trim_start_matches("lib"));
+                println!("cargo::rustc-cfg=sodium");
             }
-            println!("cargo::rustc-cfg=sodium");
         }
         None => println!(
             "cargo::warning=building without libsodium: Argon2 logins take half as long again (on Debian: apt-get install libsodium-dev)"
         ),
     }
+}
+
+/// A copy of libsodium that calls our mmap(2), which asks for huge pages. `None`, and libsodium as it is, where objcopy(1)
+/// is missing or does not know the target's objects.
+fn with_our_memory(archive: &Path) -> Option<PathBuf> {
+    println!("cargo::rerun-if-env-changed=OBJCOPY");
+    let copy = PathBuf::from(std::env::var_os("OUT_DIR")?).join("libpostern_sodium.a");
+    let mut objcopy = Command::new(std::env::var_os("OBJCOPY").unwrap_or("objcopy".into()));
+    objcopy.arg("--redefine-sym=mmap=postern_sodium_mmap").arg(archive).arg(&copy);
+    if !objcopy.status().is_ok_and(|status| status.success()) {
+        println!(
+            "cargo::warning=no objcopy for this target: Argon2 logins take a third longer (on Debian: apt-get install binutils)"
+        );
+        return None;
+    }
+    println!("cargo::rustc-cfg=sodium_mmap");
+    Some(copy)
 }
 
 /// A library is missing when the linker's driver finds neither form of it. A driver that cannot be asked proves nothing.

@@ -1,6 +1,8 @@
 //! What shadow's fields mean: pure rules, no I/O.
 //!
 //! Source: shadow(5), and the order of checks in Linux-PAM's `pam_unix` (`check_shadow_expiry`).
+//! Trust:  the fields come from NSS modules.
+//! Never:  take an empty or odd password field for "no password needed".
 
 use std::path::{Path, PathBuf};
 

@@ -2,6 +2,9 @@
 //!
 //! Whatever the distribution accepts in `/etc/shadow` works: yescrypt, gost-yescrypt, scrypt, bcrypt, sha512crypt,
 //! sha256crypt, md5crypt, DES. The caller checks cost parameters first; nothing here limits time or memory.
+//!
+//! Trust: passwords come from strangers, settings from the system's databases or stored strings.
+//! Never: give C a string with a NUL in it, or leave a work area unwiped.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,7 @@
 //! Bytes that are never printed and are wiped when dropped.
+//!
+//! Trust: what is in here is secret, whoever sent it.
+//! Never: print it.
 
 use std::fmt;
 

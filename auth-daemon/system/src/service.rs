@@ -1,6 +1,9 @@
 //! PAM's service files: which exist and what they use. Reads the files only; no module is loaded.
 //!
 //! Source: pam.d(5).
+//! Trust:  the files are root's; the name of the service may come from a client of a mux, and selects a file only if it is
+//!         a plain name.
+//! Never:  leave the folders of PAM, or follow includes without end.
 
 use std::path::Path;
 

@@ -1,6 +1,9 @@
 //! The shadow database through NSS (`getspnam_r`).
 //!
 //! Needs a process that may read it: group `shadow`, or root.
+//!
+//! Trust: names come from strangers and are checked first; entries come from NSS modules.
+//! Never: take a database that cannot be read for one without the user.
 
 #![allow(unsafe_code)]
 

@@ -1,4 +1,7 @@
 //! Users and groups through NSS.
+//!
+//! Trust: names come from strangers and are checked first; entries come from NSS modules.
+//! Never: take a database that cannot be read for one without the user.
 
 #![allow(unsafe_code)]
 
