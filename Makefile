@@ -91,8 +91,9 @@ install:
 	"$(BINARY)" completions fish >"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/postern.fish"
 	@[ -n "$(DESTDIR)" ] || echo "Installed. Next: systemd-sysusers && systemd-tmpfiles --create, then docs/service-files.md"
 
-# Beside Dovecot, Postfix and saslauthd, in turn in one run; rewrites docs/benchmarks.md. About five minutes after the
-# build; ARGS=--long takes about half an hour. Needs root: the peers switch accounts.
+# Beside Dovecot, Postfix and saslauthd, in turn in one run; rewrites docs/benchmarks.md. About six minutes after the
+# build; ARGS=--long takes about three quarters of an hour, ARGS='--only GROUP' one group of rows (ARGS=--help lists
+# them). Needs root: the peers switch accounts.
 bench: headers
 	@conf/packages bench $(SUDO)
 	$(CARGO) build --release --locked -p postern -p postern-bench

@@ -1,9 +1,14 @@
 //! What the kernel tells about a server's processes: who they are, CPU time, memory.
 //!
 //! Source: proc(5). CPU time comes in ticks of 10 ms, so windows are a second or longer.
+//! Trust:  the kernel. A process that ends while it is looked at counts as nothing.
+//! Never:  count one process of a server and forget another: all descendants belong to it.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
+
+use crate::servers::patiently;
 
 /// Ticks per second of the times in `/proc/PID/stat`: `USER_HZ`, 100 on every Linux we build for.
 const TICKS: f64 = 100.0;
@@ -23,6 +28,13 @@ pub(crate) fn tree(roots: &[u32]) -> BTreeSet<u32> {
         }
     }
     all
+}
+
+/// How many of a server's processes bear this name.
+pub(crate) fn named(roots: &[u32], name: &str) -> usize {
+    let is_it =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+    tree(roots).iter().filter(|pid| is_it(pid)).count()
 }
 
 /// CPU seconds (user and system) of these processes and of those of their children that have ended.
@@ -50,6 +62,18 @@ pub(crate) fn pss_kib(roots: &[u32]) -> f64 {
     tree(roots).into_iter().filter_map(|pid| rollup(pid, "Pss:")).sum()
 }
 
+/// The same once a server has come to rest: some give back after seconds what only a start or a login needed.
+pub(crate) fn settled_pss_kib(roots: &[u32]) -> f64 {
+    let pause = Duration::from_secs(1);
+    let mut seen: Vec<f64> = Vec::new();
+    patiently(30 * pause, pause, || {
+        seen.push(pss_kib(roots));
+        // Three seconds, and the last of them without a change.
+        matches!(seen.as_slice(), [_, _, .., before, last] if (last - before).abs() <= before * 0.002)
+    });
+    seen.last().copied().unwrap_or_default()
+}
+
 /// Keeps all threads of these processes on these CPUs.
 pub(crate) fn pin(roots: &[u32], cpus: &str) {
     for pid in tree(roots) {
@@ -64,9 +88,9 @@ pub(crate) fn all_cpus() -> String {
     if online.trim().is_empty() { "0".to_owned() } else { online.trim().to_owned() }
 }
 
-/// Memory that no file stands behind, in KiB: what the system cannot drop.
+/// Of the PSS, memory that no file stands behind, in KiB: what the system cannot drop.
 pub(crate) fn anonymous_kib(roots: &[u32]) -> f64 {
-    tree(roots).into_iter().filter_map(|pid| rollup(pid, "Anonymous:")).sum()
+    tree(roots).into_iter().filter_map(|pid| rollup(pid, "Pss_Anon:")).sum()
 }
 
 fn rollup(pid: u32, name: &str) -> Option<f64> {

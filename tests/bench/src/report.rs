@@ -1,4 +1,7 @@
 //! The page: machine, method, table, targets, growth, settings. Rewritten as a whole by every run.
+//!
+//! Trust: nobody sends it bytes.
+//! Never: leave a figure of an earlier run on the page, or a group that broke off unnamed.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -60,6 +63,30 @@ impl Row {
     }
 }
 
+/// What a server is without connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Footprint {
+    /// The server.
+    pub(crate) name: String,
+    /// Seconds from its start to its first answer.
+    pub(crate) start: f64,
+    /// PSS in KiB.
+    pub(crate) pss: f64,
+    /// What of it no file stands behind.
+    pub(crate) anonymous: f64,
+}
+
+/// What connections cost that wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Idle {
+    /// The server.
+    pub(crate) name: String,
+    /// How many there were.
+    pub(crate) connections: usize,
+    /// KiB of PSS that each added.
+    pub(crate) kib: f64,
+}
+
 /// Something to reach.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
@@ -101,7 +128,11 @@ pub(crate) struct Report {
     /// The table.
     pub(crate) rows: Vec<Row>,
     /// Start and idle memory.
-    pub(crate) footprint: Vec<(String, f64, f64, f64)>,
+    pub(crate) footprint: Vec<Footprint>,
+    /// Memory of waiting connections.
+    pub(crate) idle: Vec<Idle>,
+    /// How long the run took.
+    pub(crate) seconds: u64,
     /// The targets.
     pub(crate) targets: Vec<Target>,
     /// The charts.
@@ -112,6 +143,29 @@ pub(crate) struct Report {
     pub(crate) failures: Vec<String>,
     /// Load of the machine before and after.
     pub(crate) load: (String, String),
+}
+
+/// What can be measured without servers, and how.
+const SMALLER: &str = "\
+## Smaller measurements
+
+Parts alone, without sockets or processes (divan prints fastest, slowest, median and mean):
+
+    cargo bench -p auth-wire --bench codecs    # lines of Dovecot's protocol and saslauthd's requests, in and out
+    cargo bench -p sasl --bench mechanisms     # whole exchanges of PLAIN, CRAM-MD5 and SCRAM-SHA-256
+    cargo bench -p creds --bench passwords     # look-ups in a passwd-file of up to a million users; hashes
+
+Instructions of a PLAIN login, client and server together, counted by callgrind. They do not depend on what else the
+machine does; `make test` fails when they grow.
+
+    cargo test --release -p auth-daemon --test instructions -- --nocapture
+
+";
+
+/// A number without needless zeros.
+pub(crate) fn short(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A number with as many digits as mean something.
@@ -205,8 +259,16 @@ impl Report {
              over the operations of the window. It is steadier than rates, which depend on what else the machine does.\n\
              - Memory: PSS of all its processes at the end of the window, with the load's connections open.\n\
              - The load program runs on the same CPUs. One thread drives the authentication sockets; its own cost is in the last column.\n\
+             - TLS: version 1.3, TLS_AES_256_GCM_SHA384, X25519, a P-256 certificate and a full handshake for every connection, on both sides.\n\
+             - A message counts when it lies in its Maildir. Both sides write it to disk (fsync) before they say yes to it.\n\
              - One unexpected answer, and the group of rows it belongs to breaks off: that is no measurement.\n\n",
             self.command, self.method
+        );
+        let _ = write!(
+            out,
+            "The run took {} min {} s. `make bench ARGS=--help` lists groups of rows that can be run alone, and the long form.\n\n",
+            self.seconds / 60,
+            self.seconds % 60
         );
         for failure in &self.failures {
             let _ = write!(out, "**Broke off:** {}\n\n", failure.lines().collect::<Vec<_>>().join(" "));
@@ -218,9 +280,10 @@ impl Report {
         for growth in &self.growth {
             let _ = write!(out, "![{}]({})\n\n{}\n\n", growth.chart.title, growth.file, growth.slope);
         }
+        out.push_str(SMALLER);
         out.push_str(
             "## Settings\n\n`$W` is a scratch folder, `$USERS` a passwd-file. Wrong passwords are answered at once on both sides: no\n\
-             delay, no penalty. Limits stand above the load. No side logs successes.\n\n",
+             delay, no penalty. Limits stand above the load. No side logs successes but in the row that says so.\n\n",
         );
         for settings in &self.settings {
             let _ = write!(
@@ -297,18 +360,32 @@ impl Report {
 
     fn footprint_table(&self, out: &mut String) {
         out.push_str(
-            "## Start and idle memory\n\nFrom the start of the program to the first answered login, and memory of all processes without a\n\
-             connection, two seconds later on both sides (ours gives back what only the start needed after one). The rest of PSS are pages of program files, which the system drops when memory is short.\n\n\
+            "## Start and idle memory\n\nFrom the start of the program to the first answered login (whole stack: a login over IMAP, POP3 and SMTP each; Dovecot\n\
+             and Postfix started at the same time), and memory of all processes without a connection, once it has stayed the same\n\
+             for a second, at the earliest three seconds later. Dovecot is set up for little memory here: no process waits for work.\n\
+             What is backed by files are pages of programs, which the system drops when memory is short.\n\n\
              | Server | start | PSS | of it not backed by files |\n| --- | ---: | ---: | ---: |\n",
         );
-        for (name, start, pss, dirty) in &self.footprint {
+        for Footprint { name, start, pss, anonymous } in &self.footprint {
             let _ = writeln!(
                 out,
                 "| {name} | {} | {:.1} MiB | {:.1} MiB |",
                 time(start * 1e6),
                 pss / 1024.0,
-                dirty / 1024.0
+                anonymous / 1024.0
             );
+        }
+        if !self.idle.is_empty() {
+            out.push_str(
+                "\nIMAP connections over TLS in IDLE, five of each user, ten messages in each mailbox: growth of the PSS of all\n\
+                 processes once they have come to rest. The kernel's memory for sockets is in no figure. Dovecot hibernates them.\n\n\
+                 | Server | connections | memory of each |\n| --- | ---: | ---: |\n",
+            );
+            for Idle { name, connections, kib } in &self.idle {
+                #[allow(clippy::cast_precision_loss)]
+                let count = figure(*connections as f64);
+                let _ = writeln!(out, "| {name} | {count} | {kib:.1} KiB |");
+            }
         }
         out.push('\n');
     }

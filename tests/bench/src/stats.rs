@@ -1,4 +1,7 @@
 //! Medians, percentiles, slopes.
+//!
+//! Trust: nobody sends it bytes.
+//! Never: panic on no values at all; then there is no number.
 
 /// The middle one; of an even number, the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> f64 {

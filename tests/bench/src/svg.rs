@@ -1,4 +1,7 @@
 //! Small line charts as SVG: logarithmic axes where the numbers span decades.
+//!
+//! Trust: nobody sends it bytes.
+//! Never: draw a point that was not measured.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,7 @@
 //! The users of a run: passwd-files and the requests that go with them.
+//!
+//! Trust: nobody sends it bytes.
+//! Never: give the sides different users.
 
 use std::fmt::Write as _;
 use std::fs;

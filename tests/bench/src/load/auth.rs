@@ -2,6 +2,9 @@
 //!
 //! The generator shares the machine with the server, so it does as little as it can: requests are prepared, lines are
 //! cut in place, writes are gathered per connection.
+//!
+//! Trust: what the measured servers answer; every line is compared with what must come.
+//! Never: start a request before the one in its place is answered: the number in flight is what the row says.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

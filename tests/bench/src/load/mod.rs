@@ -1,11 +1,14 @@
 //! The load programs: clients that keep a number of operations in flight for a time and note how long each takes.
+//!
+//! Trust: what the measured servers answer; it is compared with what must come, nothing else.
+//! Never: count an operation that began before the load was warm or whose answer was another one.
 
 pub(crate) mod auth;
 pub(crate) mod mail;
 pub(crate) mod mux;
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use crate::proc;
@@ -69,54 +72,90 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// Runs `operation` in so many threads at once, each again and again, and measures.
-///
-/// # Errors
-/// The first error of any operation: a run with errors is no measurement.
-pub(crate) fn in_threads(
-    threads: usize,
-    timing: Timing,
-    server: &[u32],
-    operation: impl Fn(usize) -> anyhow::Result<()> + Send + Sync,
-) -> anyhow::Result<Window> {
-    let (measuring, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let barrier = Barrier::new(threads + 1);
-    let mut window = Window::default();
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads)
-            .map(|thread| {
-                let (measuring, over) = (Arc::clone(&measuring), Arc::clone(&over));
-                let (operation, barrier) = (&operation, &barrier);
-                scope.spawn(move || {
-                    barrier.wait();
-                    let (mut times, mut count) = (Vec::new(), 0_usize);
-                    while !over.load(Ordering::Relaxed) {
-                        let began = Instant::now();
-                        operation(thread + threads * count)?;
-                        count += 1;
-                        if measuring.load(Ordering::Relaxed) && !over.load(Ordering::Relaxed) {
-                            note(&mut times, began.elapsed());
+/// Threads that do the same again and again.
+pub(crate) struct Crowd<'a> {
+    /// How many.
+    pub(crate) threads: usize,
+    /// Load before the window, and the window.
+    pub(crate) timing: Timing,
+    /// The processes of the server.
+    pub(crate) server: &'a [u32],
+}
+
+/// Waits until a server has done so many operations that it said yes to.
+pub(crate) type Settled<'a> = &'a dyn Fn(usize) -> anyhow::Result<()>;
+
+impl Crowd<'_> {
+    /// Prepares every thread (`open`, by its number), then runs `operation` with what it prepared and a number that
+    /// no other operation of the run has, and measures.
+    ///
+    /// Without `settled` the window begins after the load's first moments and counts what is answered within. With it
+    /// everything from the first operation counts, and the window lasts until it returns.
+    ///
+    /// # Errors
+    /// The first error of any operation: a run with errors is no measurement.
+    pub(crate) fn run<T: Send>(
+        &self,
+        open: impl Fn(usize) -> anyhow::Result<T> + Sync,
+        operation: impl Fn(&mut T, usize) -> anyhow::Result<()> + Sync,
+        settled: Option<Settled<'_>>,
+    ) -> anyhow::Result<Window> {
+        let to_the_end = settled.is_some();
+        let (measuring, over) = (AtomicBool::new(to_the_end), AtomicBool::new(false));
+        let barrier = Barrier::new(self.threads + 1);
+        let mut window = Window::default();
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..self.threads)
+                .map(|thread| {
+                    let (measuring, over, barrier) = (&measuring, &over, &barrier);
+                    let (open, operation, threads) = (&open, &operation, self.threads);
+                    scope.spawn(move || {
+                        let opened = open(thread);
+                        barrier.wait();
+                        let (mut mine, mut times, mut count) = (opened?, Vec::new(), 0_usize);
+                        while !over.load(Ordering::Relaxed) {
+                            let began = Instant::now();
+                            operation(&mut mine, thread + threads * count)?;
+                            count += 1;
+                            let within = to_the_end || !over.load(Ordering::Relaxed);
+                            if within && measuring.load(Ordering::Relaxed) {
+                                note(&mut times, began.elapsed());
+                            }
                         }
-                    }
-                    Ok::<_, anyhow::Error>(times)
+                        Ok::<_, anyhow::Error>((times, mine))
+                    })
                 })
-            })
-            .collect();
-        barrier.wait();
-        std::thread::sleep(timing.warm);
-        measuring.store(true, Ordering::Relaxed);
-        let meter = Meter::start(server);
-        std::thread::sleep(timing.window);
-        over.store(true, Ordering::Relaxed);
-        meter.end(&mut window);
-        for handle in handles {
-            match handle.join() {
-                Ok(times) => window.times.extend(times?),
-                Err(_) => anyhow::bail!("a load thread panicked"),
+                .collect();
+            barrier.wait();
+            // These wait for nothing: they are the lengths of the load's first moments and of the window.
+            if !to_the_end {
+                std::thread::sleep(self.timing.warm);
             }
-        }
-        Ok(())
-    })?;
-    window.operations = window.times.len() as u64;
-    Ok(window)
+            measuring.store(true, Ordering::Relaxed);
+            let meter = Meter::start(self.server);
+            std::thread::sleep(self.timing.window);
+            over.store(true, Ordering::Relaxed);
+            let meter = match settled {
+                Some(_) => Some(meter),
+                None => {
+                    meter.end(&mut window);
+                    None
+                }
+            };
+            let mut still_open = Vec::new();
+            for handle in handles {
+                let Ok(ended) = handle.join() else { anyhow::bail!("a load thread panicked") };
+                let (times, mine) = ended?;
+                window.times.extend(times);
+                still_open.push(mine);
+            }
+            if let (Some(settled), Some(meter)) = (settled, meter) {
+                settled(window.times.len())?;
+                meter.end(&mut window);
+            }
+            Ok(())
+        })?;
+        window.operations = window.times.len() as u64;
+        Ok(window)
+    }
 }
