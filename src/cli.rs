@@ -1,5 +1,6 @@
 //! The command line: what may be typed, and its help.
 //!
+//! Trust:     whoever types the command.
 //! Never:     a password among the arguments; every process of the machine can read them.
 
 use std::net::IpAddr;
@@ -93,7 +94,7 @@ pub(crate) enum Command {
     #[command(after_help = EXIT_CODES)]
     Hash(HashArgs),
     /// The authentication daemon by itself.
-    #[command(subcommand)]
+    #[command(subcommand, version, display_name = "auth-daemon")]
     AuthDaemon(AuthDaemonCommand),
     /// Be Cyrus SASL's saslauthd, with its flags: see `postern saslauthd -h`.
     #[command(disable_help_flag = true)]
@@ -331,7 +332,7 @@ pub(crate) enum AuthCommand {
     Test(AuthTestArgs),
     /// What the user databases say about a user.
     Lookup(AuthLookupArgs),
-    /// The way of a user through the chains, step by step, without a password.
+    /// The way of a user through the chains, step by step, without a password: 0 could log in, 1 would be refused.
     Explain(AuthLookupArgs),
     /// The cache of verdicts.
     #[command(subcommand)]
@@ -352,11 +353,12 @@ pub(crate) struct AuthTestArgs {
     /// Service to log in to.
     #[arg(long, value_name = "SERVICE", default_value = "smtp")]
     pub(crate) service: String,
-    /// Mechanism: PLAIN, LOGIN, CRAM-MD5, SCRAM-SHA-1 or SCRAM-SHA-256.
+    /// Mechanism: PLAIN, LOGIN, CRAM-MD5, DIGEST-MD5, SCRAM-SHA-1, SCRAM-SHA-256, both also with -PLUS (bound to a made-up
+    /// channel), APOP or ANONYMOUS.
     #[arg(long, visible_alias = "mechanism", value_name = "MECH", default_value = "PLAIN")]
     pub(crate) mech: String,
     /// Address the login is said to come from.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, visible_alias = "ip", value_name = "ADDR")]
     pub(crate) rip: Option<IpAddr>,
     /// Socket to try, ours or of another daemon [default: the first listener of type client].
     #[arg(long, value_name = "PATH")]
@@ -377,8 +379,8 @@ pub(crate) struct AuthLookupArgs {
     /// Service the look-up is for.
     #[arg(long, value_name = "SERVICE", default_value = "smtp")]
     pub(crate) service: String,
-    /// Address of the client.
-    #[arg(long, value_name = "ADDR")]
+    /// Address the user is said to come from.
+    #[arg(long, visible_alias = "rip", value_name = "ADDR")]
     pub(crate) ip: Option<IpAddr>,
     /// For `lookup`: ask this userdb socket, ours or of another daemon, instead of the running stack.
     #[arg(long, value_name = "PATH", conflicts_with = "listener")]

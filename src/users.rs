@@ -1,5 +1,6 @@
 //! The passwd-file of the settings, and changes to it.
 //!
+//! Trust:     the administrator names users; a name is checked because it also names a folder.
 //! Never:     keep a password in clear, rewrite a line that was not asked for (see `creds::passwd::Editor`).
 
 use std::os::unix::fs::MetadataExt as _;

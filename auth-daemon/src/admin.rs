@@ -1,6 +1,8 @@
 //! Questions of admin commands, asked through the supervisor: cache, penalties, look-ups, explanations.
 //!
 //! Shape: `{"ask": "cache-stats"}` and so on; answers are JSON objects made for `--json` as they are.
+//! Trust: who asks could reach the admin socket, so he administers the stack; names in a question are a stranger's.
+//! Never: tell a password, a stored hash or the value of a passdb field.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,8 +36,7 @@ pub(crate) async fn answer(engine: &Arc<Engine>, body: &Value) -> Result<Value, 
                 _ => Vec::new(),
             };
             let rules = engine.config();
-            let canonical =
-                |user: &String| rules.rules.canonical(user).map_or_else(|_| user.clone(), |names| names.user);
+            let canonical = |user: &String| rules.rules.canonical(user).unwrap_or_else(|_| user.clone());
             let users: Vec<String> = users.iter().map(canonical).collect();
             Ok(json!({ "flushed": engine.cache.flush(&users) }))
         }
@@ -95,6 +96,7 @@ async fn explain(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
         Said::Internal(why) => format!("cannot answer: {why}"),
         Said::Next => "no passdb decides".to_owned(),
     };
+    let result = (text("ask") == Some("explain")).then(|| crate::explain::result(&walk, &request));
     let found = userdb::walk(engine, &compiled, &listener, &mut request, walk.said == Said::Ok).await;
     let userdb = found.words();
     let found = crate::explain::found(&walk.said, &found, compiled.userdbs.is_empty());
@@ -102,7 +104,7 @@ async fn explain(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
     let fields: Vec<&str> = request.fields.iter().map(|(name, _)| name).collect();
     let facts: serde_json::Map<String, Value> =
         request.userdb.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
-    Ok(json!({
+    let mut answer = json!({
         "user": user,
         "found": found,
         "canonical": canonical,
@@ -113,5 +115,10 @@ async fn explain(engine: &Arc<Engine>, body: &Value) -> Result<Value, String> {
         "steps": request.trace.clone().unwrap_or_default(),
         "passdb_fields": fields,
         "userdb_fields": facts,
-    }))
+    });
+    if let Some((result, reason)) = result {
+        answer["result"] = json!(result);
+        answer["reason"] = json!(reason);
+    }
+    Ok(answer)
 }

@@ -5,6 +5,8 @@
 //!          string is one of them, so a changed password misses by construction; two users with the same password
 //!          and hash scheme have different stored strings, and the user name is an input as well.
 //! Size:    by memory, in two generations: what is used stays, the older generation goes as a whole.
+//! Trust:   inputs are strangers' words: but for the user's name they are kept as a keyed hash only, and memory is
+//!          bounded.
 //! Never:   hold a password or a stored string, or answer for an input that is not part of the key.
 
 use std::collections::HashMap;

@@ -5,6 +5,8 @@
 //! Source:  Dovecot `auth/auth-request.c`; reference note, section C.
 //! Differs: a deny entry does not end the chain: the other entries still check the password, and only after a right one
 //!          the client learns that the account is disabled. A wrong one looks like any wrong one.
+//! Trust:   names and passwords are strangers'; entries and rules are the administrator's; workers' answers are
+//!          checked when read.
 //! Never:   keep fields of an entry that failed.
 
 use conf::{PassdbSkip, ResultAction};
@@ -62,6 +64,8 @@ pub(crate) struct Walk {
     pub(crate) known: bool,
     /// No entry of the chain can look users up without a password.
     pub(crate) no_lookups: bool,
+    /// Some entry was asked that can only answer with a password.
+    pub(crate) blind: bool,
 }
 
 /// What an entry holds for a user.
@@ -87,7 +91,8 @@ pub(crate) async fn walk(
     ask: Ask<'_>,
     verified: bool,
 ) -> Walk {
-    let mut walker = Walker { engine, compiled, ask, verified, key: None, known: false, no_lookups: true };
+    let mut walker =
+        Walker { engine, compiled, ask, verified, key: None, known: false, no_lookups: true, blind: false };
     let (mut success, mut internal, mut denied, mut asked) = (false, None, None, false);
     let mut last = Said::Unknown(UNKNOWN.to_owned());
     // Whether the last entry only collected fields, and whether it matched and wants others to be asked as well.
@@ -99,10 +104,11 @@ pub(crate) async fn walk(
             continue;
         }
         asked = true;
-        let before = (request.fields.clone(), request.userdb.clone(), request.user.clone());
+        // The name is none of it: only an entry that says yes may change that.
+        let before = (request.fields.clone(), request.userdb.clone());
         if passdb.rules.deny {
             let deny = walker.deny(passdb, request).await;
-            (request.fields, request.userdb, request.user) = before;
+            (request.fields, request.userdb) = before;
             match deny {
                 Said::Ok => denied = Some(passdb.name.clone()),
                 Said::Internal(why) => {
@@ -129,11 +135,11 @@ pub(crate) async fn walk(
             }
             Said::Disabled(_) | Said::Expired(_) => {
                 request.driver.clone_from(&passdb.name);
-                (request.fields, request.userdb, _) = before;
+                (request.fields, request.userdb) = before;
                 return walker.done(said, false);
             }
             Said::Internal(why) => {
-                (request.fields, request.userdb, request.user) = before;
+                (request.fields, request.userdb) = before;
                 internal = Some(match internal {
                     Some(earlier) => format!("{earlier}; passdb {}: {why}", passdb.name),
                     None => format!("passdb {}: {why}", passdb.name),
@@ -141,7 +147,7 @@ pub(crate) async fn walk(
                 rules.result_internalfail
             }
             Said::Mismatch(_) | Said::Unknown(_) | Said::NoScheme(_) => {
-                (request.fields, request.userdb, request.user) = before;
+                (request.fields, request.userdb) = before;
                 rules.result_failure
             }
         };
@@ -218,11 +224,13 @@ struct Walker<'a> {
     key: Option<Key>,
     known: bool,
     no_lookups: bool,
+    blind: bool,
 }
 
 impl Walker<'_> {
     fn done(self, said: Said, go_on: bool) -> Walk {
-        Walk { said, key: self.key, go_on, known: self.known, no_lookups: self.no_lookups }
+        let Walker { key, known, no_lookups, blind, .. } = self;
+        Walk { said, key, go_on, known, no_lookups, blind }
     }
 
     /// Why an entry is not asked.
@@ -261,7 +269,8 @@ impl Walker<'_> {
     /// Asks one entry.
     async fn one(&mut self, passdb: &Passdb, request: &mut Request) -> Said {
         if let Some(question) = worker_question(passdb, request) {
-            return self.ask_worker(passdb, request, question).await;
+            // Boxed, as all that takes long is: the state of a cheap login stays small.
+            return Box::pin(self.ask_worker(passdb, request, question)).await;
         }
         self.no_lookups = false;
         let record = match self.record(passdb, request).await {
@@ -306,7 +315,7 @@ impl Walker<'_> {
         }
         if let Some(name) = name.filter(|name| *name != local_name(request)) {
             match self.compiled.rules.canonical(&name) {
-                Ok(names) => request.user = names.user,
+                Ok(user) => request.user = user,
                 Err(why) => return Said::Internal(format!("the driver renamed the user: {why}")),
             }
         }
@@ -358,7 +367,7 @@ impl Walker<'_> {
             | PassdbDriver::Shadow { .. }
             | PassdbDriver::Pam { .. }
             | PassdbDriver::Imap { .. } => {
-                let found = self.engine.account(request).await?;
+                let found = Box::pin(self.engine.account(request)).await?;
                 Ok(found.map(|_| Record::default()))
             }
         }
@@ -448,14 +457,14 @@ impl Walker<'_> {
         let given = match self.ask {
             Ask::Key(_) => return Said::NoScheme("this driver can only check passwords".to_owned()),
             Ask::Existence => {
-                match passdb.driver {
-                    PassdbDriver::Pam { .. } => {
-                        return Said::NoScheme("PAM cannot look users up".to_owned());
-                    }
-                    PassdbDriver::Imap { .. } => {
-                        return Said::NoScheme("an IMAP server cannot look users up".to_owned());
-                    }
-                    _ => {}
+                let blind = match passdb.driver {
+                    PassdbDriver::Pam { .. } => Some("PAM cannot look users up"),
+                    PassdbDriver::Imap { .. } => Some("an IMAP server cannot look users up"),
+                    _ => None,
+                };
+                if let Some(why) = blind {
+                    self.blind = true;
+                    return Said::NoScheme(why.to_owned());
                 }
                 self.no_lookups = false;
                 return match self.engine.account(request).await {
@@ -559,24 +568,31 @@ pub(crate) fn local_name(request: &Request) -> String {
 /// Applies default fields, the driver's and override fields.
 fn apply(passdb: &Passdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), String> {
     for (name, template) in &passdb.defaults {
-        let value = template.expand(request);
+        let value = field_value(request, name, template)?;
         set_field(request, name, Some(&value));
     }
     for (name, value) in fields {
         let value = match value {
             Some(text) if text.contains('%') => {
                 let template = Template::parse(text).map_err(|error| format!("field `{name}`: {error}"))?;
-                Some(template.expand(request))
+                Some(field_value(request, name, &template)?)
             }
             other => other.clone(),
         };
         set_field(request, name, value.as_deref());
     }
     for (name, template) in &passdb.overrides {
-        let value = template.expand(request);
+        let value = field_value(request, name, template)?;
         set_field(request, name, Some(&value));
     }
     Ok(())
+}
+
+fn field_value(request: &Request, name: &str, template: &Template) -> Result<String, String> {
+    match name.strip_prefix("userdb_") {
+        Some(own) => template.field(own, request).map_err(|error| format!("field `{name}`: {error}")),
+        None => Ok(template.expand(request)),
+    }
 }
 
 /// `userdb_` fields go to the user database's answer.

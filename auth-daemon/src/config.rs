@@ -1,6 +1,7 @@
 //! The compiled configuration: everything that can be decided before a request comes.
 //!
 //! Purpose: made at start and at every reload, swapped as a whole; requests in flight keep the one they began with.
+//! Trust:   the supervisor, with the administrator's settings.
 //! Never:   fail half-way: either all of it is valid, or the old one stays.
 
 use std::collections::{BTreeSet, HashMap};

@@ -3,31 +3,31 @@
 //! Purpose: many requests in flight, answered as they are ready; refusals held back for their delay.
 //! Speed:   a request that needs to wait for nothing is answered without a task, a timer or a lock of the connection.
 //! Never:   answer after the client cancelled, let one request's outage close others that are being verified.
+//! Trust:   the client is whoever may reach the socket; the session bounds its lines and its open requests.
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use auth_wire::server::{AuthRequest, Identity, Reply, Session, Step};
-use auth_wire::{Cookie, FailCode, Field, Ticket};
+use auth_wire::server::{AuthRequest, CancelCause, Identity, RefusedRequest, Reply, Session, Step};
+use auth_wire::{Cookie, FailCode, Field, MechName, Ticket};
 use boot::DrainToken;
 use conf::OnOutage;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::task::{AbortHandle, JoinSet};
-use zeroize::Zeroize as _;
 
-use crate::config::Listener;
+use crate::config::{Compiled, Listener};
 use crate::engine::{Engine, Kept};
 use crate::exchange::{Answer, Input, Login};
 use crate::open::Place;
-use crate::outcome::{Decision, OUTAGE_TEXT, Outcome, client_fields};
+use crate::outcome::{Decision, OUTAGE_TEXT, Outcome, audit_refused, client_fields};
 use crate::request::{PeerCredentials, Request};
 
 /// Bytes read at a time.
@@ -63,6 +63,7 @@ pub(crate) async fn serve(
         jobs: JoinSet::new(),
         delayed: BinaryHeap::new(),
         serial: 0,
+        clock: Instant::now(),
         ending: None,
     };
     connection.run(&stream, &mut drain).await
@@ -91,6 +92,8 @@ struct Connection {
     jobs: JoinSet<(Ticket, Box<Login>, Answer)>,
     delayed: BinaryHeap<Reverse<Held>>,
     serial: u64,
+    /// When the work on the request at hand began.
+    clock: Instant,
     ending: Option<Ending>,
 }
 
@@ -145,6 +148,7 @@ impl Drop for Connection {
 impl Connection {
     async fn run(&mut self, stream: &UnixStream, drain: &mut DrainToken) -> io::Result<()> {
         let mut draining = false;
+        let mut told_to_drain = pin!(drain.draining());
         loop {
             let now = Instant::now();
             self.steps(now);
@@ -180,7 +184,7 @@ impl Connection {
                     }
                 }
                 () = sleep_until(due), if due.is_some() => {}
-                () = drain.draining(), if !draining => {
+                () = &mut told_to_drain, if !draining => {
                     draining = true;
                     self.ending.get_or_insert(Ending::AfterAnswers);
                 }
@@ -216,18 +220,27 @@ impl Connection {
         if self.ending.is_some() {
             return;
         }
+        self.clock = now;
+        let mut rules = None;
         while let Some(step) = self.session.next(now) {
             match step {
                 Step::ClientPid(pid) => self.client_pid(pid),
-                Step::Start(request) => self.start(*request, now),
+                Step::Start(request) => {
+                    let (compiled, listener) = rules.get_or_insert_with(|| self.rules()).clone();
+                    self.start(request, compiled, listener, now);
+                }
+                Step::Refused(request) => self.tell_refused(*request, now),
                 Step::Continue { ticket, data, channel_binding, .. } => {
                     if let Some((mut login, _)) = self.waiting.remove(&ticket) {
                         login.request.arrived = now;
                         self.advance(ticket, login, Input::Continue { data, binding: channel_binding }, now);
                     }
                 }
-                Step::Cancel { ticket, .. } => {
-                    self.waiting.remove(&ticket);
+                Step::Cancel { ticket, cause } => {
+                    let waited = self.waiting.remove(&ticket);
+                    if let (Some((login, _)), CancelCause::Malformed) = (waited, cause) {
+                        self.tell_broken(&login.request);
+                    }
                     if let Some(job) = self.running.remove(&ticket) {
                         job.abort();
                     }
@@ -266,14 +279,17 @@ impl Connection {
         }
     }
 
-    fn start(&mut self, auth: AuthRequest, now: Instant) {
+    /// The configuration of now. After a reload the connection goes on under the listener's new rules.
+    fn rules(&self) -> (Arc<Compiled>, Arc<Listener>) {
+        let compiled = self.engine.config();
+        let listener = Arc::clone(compiled.listeners.get(&self.listener.name).unwrap_or(&self.listener));
+        (compiled, listener)
+    }
+
+    fn start(&mut self, auth: AuthRequest, compiled: Arc<Compiled>, listener: Arc<Listener>, now: Instant) {
         let AuthRequest { ticket, mechanism, service, params, initial, arrived, .. } = auth;
         self.forget_kept(ticket.id());
         let request = Request::new(params, service, self.peer, arrived);
-        let compiled = self.engine.config();
-        // After a reload the connection goes on under the listener's new rules.
-        let listener = compiled.listeners.get(&self.listener.name).unwrap_or(&self.listener);
-        let listener = Arc::clone(listener);
         let Some(mechanism) = sasl::Name::parse(mechanism.name.as_str()) else {
             let reply =
                 Reply::Fail { user: None, code: None, reason: Some("Unsupported mechanism"), fields: &[] };
@@ -284,11 +300,29 @@ impl Connection {
         self.advance(ticket, login, Input::Start(initial), now);
     }
 
+    /// A request that the session has refused by itself makes a line in the log like any other.
+    fn tell_refused(&self, refused: RefusedRequest, now: Instant) {
+        let RefusedRequest { mechanism, service, params, reason, .. } = refused;
+        let request = Request::new(params, service, self.peer, now);
+        audit_refused(&self.engine, &request, mechanism, reason, &self.listener.name);
+    }
+
+    /// The same for an exchange that the client broke.
+    fn tell_broken(&self, request: &Request) {
+        let mechanism = MechName::parse(request.mechanism_name().as_bytes()).ok();
+        let why = "the answer to a challenge made no sense";
+        audit_refused(&self.engine, request, mechanism, why, &self.listener.name);
+    }
+
     /// Runs an exchange to its next answer, here if that needs no waiting.
-    fn advance(&mut self, ticket: Ticket, login: Box<Login>, input: Input, now: Instant) {
+    fn advance(&mut self, ticket: Ticket, mut login: Box<Login>, input: Input, now: Instant) {
+        login.clock = self.clock;
         let mut work: Work = Box::pin(login.advance(Arc::clone(&self.engine), input));
         match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((login, answer)) => self.answer(ticket, login, answer, now),
+            Poll::Ready((login, answer)) => {
+                self.clock = login.clock;
+                self.answer(ticket, login, answer, now);
+            }
             Poll::Pending => {
                 let job = self.jobs.spawn(async move {
                     let (login, answer) = work.await;
@@ -344,7 +378,8 @@ impl Connection {
     fn accept(&mut self, ticket: Ticket, login: &Login, outcome: &Outcome, now: Instant) {
         let request = &login.request;
         let fields: Vec<Field> = client_fields(request, login.anonymous, self.listener.is_login());
-        if let Some(cpid) = self.registered {
+        // As with Dovecot: a login that is to go elsewhere, or nowhere, cannot be fetched.
+        if let Some(cpid) = self.registered.filter(|_| !request.ends_at_the_door()) {
             let kept = Kept { request: request.clone(), anonymous: login.anonymous };
             self.engine.logins().keep(cpid, ticket.id(), kept, now);
         }
@@ -433,8 +468,8 @@ fn read(stream: &UnixStream, session: &mut Session) -> io::Result<bool> {
             (Some(count), _) => {
                 let bytes = buffer.get_mut(..count).unwrap_or_default();
                 session.feed(bytes);
-                // It held passwords.
-                bytes.zeroize();
+                // It held passwords. The buffer lives on, so this is not left out.
+                bytes.fill(0);
                 Ok(true)
             }
             (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),

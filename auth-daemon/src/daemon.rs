@@ -1,4 +1,7 @@
 //! The life of the process: start, reload, stop.
+//!
+//! Trust: the supervisor alone speaks on the control channel, and made the sockets.
+//! Never: take half of a new configuration: one that cannot work changes nothing.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};

@@ -2,6 +2,8 @@
 //!
 //! Purpose: the one place where passwords are checked, whatever door the question came through.
 //! Locking: every part has its own short lock; none is held across an await.
+//! Trust:   names and passwords in requests are strangers' words; stored passwords are the administrator's.
+//! Never:   hold a lock while something is waited for, tell one client what another asked.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use auth_wire::login::Registry;
-use creds::{Scratch, Verdict};
+use creds::{Cost, Scratch, Verdict, Verifier};
 
 use crate::cache::{self, Cache, Keyer};
 use crate::chain::{CheckError, StoredText};
@@ -151,6 +153,20 @@ impl Engine {
         if cost.is_cheap() {
             return verifier.verify(&stored, typed, given, &mut Scratch::default()).map_err(check_error);
         }
+        // Boxed: the state of a cheap login stays small.
+        Box::pin(self.check_slowly(verifier, request, text, given, cost)).await
+    }
+
+    /// By the cache, or a hash thread.
+    async fn check_slowly(
+        &self,
+        verifier: &Verifier,
+        request: &Request,
+        text: StoredText<'_>,
+        given: &[u8],
+        cost: Cost,
+    ) -> Result<Verdict, CheckError> {
+        let typed = request.original.as_bytes();
         let flags = [u8::from(text.no_scheme)];
         let inputs: [&[u8]; 6] = [
             text.text.expose(),
@@ -391,6 +407,12 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 pub(crate) fn pid() -> u32 {
     static PID: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     *PID.get_or_init(std::process::id)
+}
+
+/// The account we run as, asked for once: rights are given up before any socket is served.
+pub(crate) fn euid() -> u32 {
+    static EUID: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *EUID.get_or_init(|| nix::unistd::geteuid().as_raw())
 }
 
 /// Seconds since the epoch.

@@ -4,8 +4,12 @@
 //! Rules:   an unknown user of a key mechanism goes through the whole exchange and fails at its end; an outage ends it at
 //!          once; final data goes inside OK to clients that can take it there, in one more challenge to all others.
 //! Never:   let a password outlive the check it is for.
+//! Trust:   every response is a stranger's; only a password or a proof that was checked makes a user of it.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use auth_wire::{Secret, Secured};
@@ -33,6 +37,8 @@ pub(crate) struct Login {
     acknowledged: Option<Outcome>,
     /// Time worked on it, without waiting for the client.
     spent: Duration,
+    /// When the work for the client's last line began; once that is answered, when it ended.
+    pub(crate) clock: Instant,
     /// Set by ANONYMOUS.
     pub(crate) anonymous: bool,
 }
@@ -75,7 +81,8 @@ impl Login {
         for field in std::mem::take(&mut request.params.forward_fields) {
             request.fields.set(&format!("forward_{}", field.name), field.value.as_deref());
         }
-        request.default_domain = compiled.rules.default_domain().map(str::to_owned);
+        request.default_domain = compiled.rules.default_domain();
+        let clock = request.arrived;
         Login {
             compiled,
             listener,
@@ -85,6 +92,7 @@ impl Login {
             looked_up: None,
             acknowledged: None,
             spent: Duration::ZERO,
+            clock,
             anonymous: false,
         }
     }
@@ -95,18 +103,23 @@ impl Login {
         engine: Arc<Engine>,
         input: Input,
     ) -> (Box<Self>, Answer) {
-        let began = Instant::now();
         let deadline = self.request.arrived + self.listener.deadline;
         self.request.until = Some(deadline);
-        let answer = match tokio::time::timeout_at(deadline.into(), self.run(&engine, input)).await {
-            Ok(answer) => answer,
-            Err(_) => Answer::Finished(Outcome::failed(
-                &self.request,
-                Decision::Outage,
-                "no answer within the listener's reply_deadline",
-            )),
+        let answer = {
+            let mut run = pin!(self.run(&engine, input));
+            // Most answers need no waiting, and so no timer.
+            match poll_fn(|context| Poll::Ready(run.as_mut().poll(context))).await {
+                Poll::Ready(answer) => Ok(answer),
+                Poll::Pending => tokio::time::timeout_at(deadline.into(), run).await,
+            }
         };
-        self.spent += began.elapsed();
+        let answer = answer.unwrap_or_else(|_| {
+            let why = "no answer within the listener's reply_deadline";
+            Answer::Finished(Outcome::failed(&self.request, Decision::Outage, why))
+        });
+        let ended = Instant::now();
+        self.spent += ended.saturating_duration_since(self.clock);
+        self.clock = ended;
         if let Answer::Finished(outcome) = &answer {
             outcome::audit(&engine, &self.request, outcome, &self.listener.name, self.spent);
         }
@@ -269,7 +282,8 @@ impl Login {
                     sasl::KeyKind::ScramSha256 => sasl::Hash::Sha256,
                     _ => return Ok(Credentials::Plain(secret(&password))),
                 };
-                let keys = engine.scram_keys(&self.request, hash, &lookup.user, password.expose()).await;
+                let keys = engine.scram_keys(&self.request, hash, &lookup.user, password.expose());
+                let keys = Box::pin(keys).await;
                 Credentials::Scram(keys.map_err(|why| Outcome::failed(&self.request, Decision::Outage, why))?)
             }
             creds::Key::CramMd5(states) => Credentials::CramMd5(secret(&states)),
@@ -298,7 +312,8 @@ impl Login {
         let looked_up = self.looked_up.take();
         let mut outcome = match looked_up {
             Some(LookedUp { said: Said::Ok, target: Some(target), go_on }) => {
-                become_target(engine, &compiled, &self.listener, &mut self.request, target, go_on).await
+                let (listener, request) = (&self.listener, &mut self.request);
+                Box::pin(become_target(engine, &compiled, listener, request, target, go_on)).await
             }
             Some(LookedUp { said, .. }) => judge(&self.request, &said),
             None => Outcome::failed(&self.request, Decision::Outage, "success without a look-up"),
@@ -373,10 +388,6 @@ async fn judge_password(
     let refused = |request: &Request, why: String| {
         Outcome::failed(request, Decision::Refused(Refusal::Credentials), why)
     };
-    let (authcid, authzid) = match (authzid, compiled.rules.split_master(authcid)) {
-        (None, Some((login, master))) => (master, Some(login)),
-        (authzid, _) => (authcid, authzid),
-    };
     let target = match name_login(compiled, request, authcid, authzid) {
         Ok(target) => target,
         Err(why) => return refused(request, why),
@@ -396,8 +407,9 @@ async fn judge_password(
         chain::walk(engine, compiled, &listener.masters, request, Ask::Password(password), false).await
     };
     match walk.said {
-        _ if walk.go_on => become_target(engine, compiled, listener, request, target, true).await,
-        Said::Ok => become_target(engine, compiled, listener, request, target, false).await,
+        said if walk.go_on || said == Said::Ok => {
+            Box::pin(become_target(engine, compiled, listener, request, target, walk.go_on)).await
+        }
         said => judge(request, &said),
     }
 }
@@ -431,13 +443,17 @@ fn name_login(
     authcid: &str,
     authzid: Option<&str>,
 ) -> Result<Option<String>, String> {
-    request.default_domain = compiled.rules.default_domain().map(str::to_owned);
+    // `user*master`. Who also sends an authorization id means that one.
+    let (authcid, authzid) = match compiled.rules.split_master(authcid) {
+        Some((login, master)) => (master, authzid.or(Some(login))),
+        None => (authcid, authzid),
+    };
+    request.default_domain = compiled.rules.default_domain();
     request.original = authcid.to_owned();
-    let names = compiled.rules.canonical(authcid).map_err(|why| why.to_string())?;
-    request.user = names.user;
+    request.user = compiled.rules.canonical(authcid).map_err(|why| why.to_string())?;
     let Some(authzid) = authzid else { return Ok(None) };
     let target = compiled.rules.canonical(authzid).map_err(|why| format!("authorization id: {why}"))?;
-    Ok((target.user != request.user).then_some(target.user))
+    Ok((target != request.user).then_some(target))
 }
 
 fn no_masters() -> Walk {
@@ -447,6 +463,7 @@ fn no_masters() -> Walk {
         go_on: false,
         known: false,
         no_lookups: false,
+        blind: false,
     }
 }
 

@@ -1,11 +1,13 @@
 //! Words for `postern auth lookup` and `postern auth explain`: what an entry holds, and what both chains come to.
 //!
+//! Trust:     who asks administers the stack.
 //! Never:     the stored password or any part of it; scheme and cost are all that is told.
 
 use creds::Verifier;
 
-use crate::chain::{Said, StoredText};
+use crate::chain::{Said, StoredText, Walk};
 use crate::config::Passdb;
+use crate::request::Request;
 use crate::userdb::Found;
 
 /// The stored password of an entry: its scheme and what checking it would cost.
@@ -42,6 +44,26 @@ pub(crate) fn found(passdb: &Said, userdb: &Found, without_userdb: bool) -> &'st
         (Said::Ok, Found::Unavailable(_)) if without_userdb => "yes",
         (Said::Unknown(_) | Said::Mismatch(_), Found::Unavailable(_)) if without_userdb => "no",
         (_, Found::Unavailable(_)) => "unavailable",
+    }
+}
+
+/// What a login with the right password would come to, and why.
+pub(crate) fn result(walk: &Walk, request: &Request) -> (&'static str, Option<String>) {
+    match &walk.said {
+        Said::Ok if request.fields.has("nologin") => {
+            let reason = request.fields.value("reason").map(|text| format!(": {text}")).unwrap_or_default();
+            ("refused", Some(format!("nologin is set{reason}")))
+        }
+        Said::Ok => ("possible", None),
+        Said::Internal(why) => ("unavailable", Some(why.clone())),
+        Said::Next => ("unavailable", Some("no passdb decides".to_owned())),
+        Said::Disabled(why) => ("refused", Some(why.clone())),
+        Said::Expired(why) => ("refused", Some(format!("password expired ({why})"))),
+        // The others may say no: who can only be asked with a password may still say yes.
+        Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) if walk.blind => {
+            ("unknown", Some(format!("{why}; a passdb can only be asked with a password: postern auth test")))
+        }
+        Said::Mismatch(why) | Said::Unknown(why) | Said::NoScheme(why) => ("refused", Some(why.clone())),
     }
 }
 

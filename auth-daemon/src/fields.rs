@@ -2,6 +2,7 @@
 //!
 //! Purpose: an ordered list with unique names, and Dovecot's suffixes: `name:default` sets only what is unset,
 //!          `name:protected` is its older spelling, `name:remove` deletes.
+//! Trust:   names and values come from settings, user databases and workers; values may carry what a client typed.
 //! Never:   print a value; one of them may be a password.
 
 use std::fmt;

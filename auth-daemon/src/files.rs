@@ -1,6 +1,7 @@
 //! passwd-files of passdbs and userdbs, shared over reloads.
 //!
 //! Purpose: one copy in memory of each file however many entries use it, read again when it changed.
+//! Trust:   paths are the administrator's, but for the variables in them: a value must be one plain component.
 //! Never:   read a file on a thread that serves sockets, or ask a name service in this process.
 
 use std::collections::HashMap;

@@ -7,6 +7,7 @@
 //!           temporary failure. Only a new connection waits a moment for a daemon that is just being restarted.
 //! Trust:    whoever shows a certificate of the client CA. To the daemon all of them are this process: peer credentials
 //!           and the confirmation of logins by process id do not reach through.
+//! Never:    pass a byte on before the other end has shown its certificate.
 
 use std::io;
 use std::path::PathBuf;

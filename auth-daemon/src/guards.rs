@@ -5,6 +5,7 @@
 //!        `delay_until` count only for who knows the password.
 //! Trust: addresses and fingerprints are the client's word; what it is worth depends on who can reach the socket.
 //! Source: Dovecot's passdb extra fields; `expires` is Postern's own.
+//! Never: let a guard that cannot be judged count as passed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

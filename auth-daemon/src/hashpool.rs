@@ -5,6 +5,7 @@
 //! Order:   in turns by who asks (see [`turns`]), so that two hundred guesses of one address delay nobody else's login;
 //!          a hash that does not fit into the free memory is overtaken by smaller ones, but only so often; peers under
 //!          suspicion get every eighth turn while others wait.
+//! Trust:   who asks is a stranger until the hash says otherwise; costs are capped before they come here.
 //! Never:   queue without bound, compute for clients that are all gone, keep scratch memory while idle.
 
 mod turns;

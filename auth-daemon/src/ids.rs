@@ -2,6 +2,8 @@
 //!
 //! Purpose: this process asks no name service. Who makes the settings hands in the names of the machine; others are
 //!          asked for in a worker, where there are workers.
+//! Trust:   the supervisor's list, else a worker, believed for a minute; the names asked for stand in the
+//!          administrator's files.
 //! Never:   block a thread that serves sockets: [`ResolveIds`] is for threads that read files.
 
 use std::collections::HashMap;

@@ -1,4 +1,7 @@
 //! Accepting connections: who may, how many, and which protocol they get.
+//!
+//! Trust: strangers, up to the kernel's word about uid, gid and pid of the peer.
+//! Never: act on what a peer says that may not connect.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -168,9 +168,7 @@ impl Asker {
             Step::CacheFlush { ticket, users } => {
                 let users: Vec<String> = users
                     .iter()
-                    .map(|user| {
-                        compiled.rules.canonical(user).map_or_else(|_| user.clone(), |names| names.user)
-                    })
+                    .map(|user| compiled.rules.canonical(user).unwrap_or_else(|_| user.clone()))
                     .collect();
                 session.flushed(ticket, self.engine.cache.flush(&users) as u64);
                 return Begun::Nothing;
@@ -259,7 +257,7 @@ impl Asker {
             }
         }
         let mut seen = HashSet::new();
-        let canonical = |name: String| compiled.rules.canonical(&name).ok().map(|names| names.user);
+        let canonical = |name: String| compiled.rules.canonical(&name).ok();
         let fits = |user: &String| list.mask.as_deref().is_none_or(|mask| username::wildcard(mask, user));
         let names = all?.into_iter().filter_map(canonical).filter(fits);
         Some(names.filter(|name| seen.insert(name.clone())).collect())

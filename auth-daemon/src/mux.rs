@@ -3,6 +3,8 @@
 //! Rules:   an outage closes without an answer, which libsasl takes for "try later"; every other text than OK is a wrong
 //!          password to it. Realms are joined as `saslauthd -r` does.
 //! Timeout: a request must be there within a few seconds, or idle clients would hold all places.
+//! Trust:   any local account that may reach the socket; requests are bounded, one to a connection.
+//! Never:   answer an outage with a refusal.
 
 use std::cell::RefCell;
 use std::io;

@@ -3,6 +3,8 @@
 //! Format: a list separated by commas or blanks of addresses, CIDR networks, and `local` for "the client told no
 //!         address". Without an address and without `local` nobody gets in: a client that hides the address must not
 //!         be a way around the list.
+//! Trust:  the list is the administrator's, the address is what the client program told.
+//! Never:  admit an address by an entry that is not understood.
 
 use std::net::IpAddr;
 

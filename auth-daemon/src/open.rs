@@ -1,5 +1,8 @@
 //! How many exchanges may wait for their clients at a time.
 //!
+//! Trust: the uid is the kernel's word; its processes may do as they like.
+//! Never: let one account take the places of another.
+//!
 //! A connection may have thousands open, and there may be thousands of connections: without a common limit any account
 //! that reaches a socket could fill the memory.
 
@@ -25,7 +28,7 @@ pub(crate) struct Place {
 impl Exchanges {
     /// A place for an exchange of this account's process; `None` when it has too many.
     pub(crate) fn enter(&self, uid: u32) -> Option<Place> {
-        let ours = uid == 0 || uid == nix::unistd::geteuid().as_raw();
+        let ours = uid == 0 || uid == crate::engine::euid();
         let mut counts = self.lock();
         let count = counts.entry(uid).or_insert(0);
         if *count >= if ours { OURS } else { THEIRS } {

@@ -2,13 +2,16 @@
 //!
 //! Rules: unknown user, wrong password and locked password are one text. Only after a right password may a client
 //!        learn that the password expired or the account is disabled. An outage is never a refusal.
+//! Trust: names and services in the log are what strangers sent; [`printable`] is the way in.
+//! Never: a password or a checked field in an answer or in the log.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use auth_wire::{FailCode, Field};
+use auth_wire::{FailCode, Field, MechName};
 
 use crate::engine::Engine;
+use crate::figures;
 use crate::request::Request;
 
 /// The decision.
@@ -181,7 +184,27 @@ pub(crate) fn client_fields(request: &Request, anonymous: bool, login: bool) -> 
 /// Fields and their order are a promise (`docs/logging.md`): what a filter may act on, result and address, comes
 /// before everything that a client chooses.
 pub(crate) fn audit(engine: &Engine, request: &Request, outcome: &Outcome, listener: &str, took: Duration) {
-    engine.figures.login(request, outcome, took);
+    let mechanism = request.mechanism_name();
+    engine.figures.login(request, mechanism, outcome, took);
+    write_line(request, mechanism, outcome, listener, took);
+}
+
+/// The same for a request that could not be begun. `mechanism`: what the client asked for, ours or not.
+pub(crate) fn audit_refused(
+    engine: &Engine,
+    request: &Request,
+    mechanism: Option<MechName>,
+    why: &str,
+    listener: &str,
+) {
+    let outcome = Outcome::failed(request, Decision::Refused(Refusal::Credentials), why);
+    let name = mechanism.as_ref().map_or("-", MechName::as_str);
+    let counted = sasl::Name::parse(name).map_or(figures::OTHER, sasl::Name::as_str);
+    engine.figures.login(request, counted, &outcome, Duration::ZERO);
+    write_line(request, name, &outcome, listener, Duration::ZERO);
+}
+
+fn write_line(request: &Request, mechanism: &str, outcome: &Outcome, listener: &str, took: Duration) {
     // `auth::ok=warn` in the log level: successes are counted, not written.
     if outcome.decision == Decision::Ok && !tracing::enabled!(target: "auth::ok", tracing::Level::INFO) {
         return;
@@ -198,7 +221,7 @@ pub(crate) fn audit(engine: &Engine, request: &Request, outcome: &Outcome, liste
                 target: "auth",
                 result = outcome.decision.as_str(),
                 rip = ip(params.rip),
-                mech = request.mechanism_name(),
+                mech = mechanism,
                 service = &*printable(&request.service),
                 session = &*printable(params.session.as_deref().unwrap_or_default()),
                 user = &*printable(outcome.user.as_deref().unwrap_or_default()),

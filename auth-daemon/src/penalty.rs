@@ -4,6 +4,7 @@
 //!          queue. A right password is never delayed.
 //! Keys:    the user's address (IPv6 by /64), the account together with the address, or, where the client tells no
 //!          address, the uid of the process that asked.
+//! Trust:   addresses and account names are strangers'; `CAPACITY` bounds how many are remembered.
 //! Never:   lock anybody out: an attacker on one account from many addresses touches only his own keys.
 
 use std::collections::HashMap;
@@ -102,7 +103,9 @@ impl Penalties {
     ) -> Duration {
         let mut counts = self.lock();
         let mut worst = 0.0_f32;
-        for key in [Key(peer.clone(), None), Key(peer.clone(), Some(account.into()))] {
+        // A request that named nobody counts by address alone.
+        let by_account = (!account.is_empty()).then(|| Key(peer.clone(), Some(account.into())));
+        for key in [Some(Key(peer.clone(), None)), by_account].into_iter().flatten() {
             if counts.len() >= CAPACITY && !counts.contains_key(&key) {
                 make_room(&mut counts, now);
             }
@@ -213,6 +216,17 @@ mod tests {
         let later = now + HALF_LIFE * 6;
         assert!(!penalties.is_suspect(&attacker, later));
         assert_eq!(penalties.failed(&attacker, "bob", 9, BASE, MAX, later), BASE);
+    }
+
+    #[test]
+    fn who_names_nobody_counts_by_address_alone() {
+        let penalties = Penalties::default();
+        let now = Instant::now();
+        let scanner = peer("192.0.2.1");
+        assert_eq!(penalties.failed(&scanner, "", 1, BASE, MAX, now), BASE);
+        assert!(penalties.failed(&scanner, "", 2, BASE, MAX, now) > BASE);
+        let listed = penalties.list(now);
+        assert_eq!(listed.iter().map(|row| row.account.as_deref()).collect::<Vec<_>>(), [None]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Peers that a listener does not let in: closed cleanly, and told once in a while.
 //!
 //! Trust:  a peer chooses its own name (`/proc/PID/comm`) and may be gone when it is looked up: it is shown, never believed.
+//! Never:  write a line for every refusal, or end a connection with a reset where it can be closed.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;

@@ -2,8 +2,10 @@
 //!
 //! Purpose: the facts the client told, the names in all their forms, the fields collected so far.
 //! Never:   hold a password; it travels beside the request and is wiped with it.
+//! Trust:   what the client told is its word; what the chains found is the administrator's.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use auth_wire::{Params, Secured};
@@ -25,8 +27,8 @@ pub(crate) struct PeerCredentials {
 /// A login or look-up.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    /// What the client told.
-    pub(crate) params: Params,
+    /// What the client told. Boxed: it is the larger part.
+    pub(crate) params: Box<Params>,
     /// Service name.
     pub(crate) service: String,
     /// What stands for the service in names of PAM files, where the client may not choose freely.
@@ -40,7 +42,7 @@ pub(crate) struct Request {
     /// When the client is answered at the latest.
     pub(crate) until: Option<Instant>,
     /// The domain of bare names.
-    pub(crate) default_domain: Option<String>,
+    pub(crate) default_domain: Option<Arc<str>>,
     /// The canonical name; drivers may rename.
     pub(crate) user: String,
     /// The name as typed.
@@ -67,9 +69,14 @@ pub(crate) struct Request {
 
 impl Request {
     /// A request without a name yet.
-    pub(crate) fn new(params: Params, service: String, peer: PeerCredentials, arrived: Instant) -> Request {
+    pub(crate) fn new(
+        params: impl Into<Box<Params>>,
+        service: String,
+        peer: PeerCredentials,
+        arrived: Instant,
+    ) -> Request {
         Request {
-            params,
+            params: params.into(),
             service,
             pam_service: None,
             mechanism: None,
@@ -103,6 +110,11 @@ impl Request {
         self.mechanism.map_or("lookup", sasl::Name::as_str)
     }
 
+    /// The right password opens no mailbox here: `nologin`, or the login process passes the user on.
+    pub(crate) fn ends_at_the_door(&self) -> bool {
+        self.fields.has("nologin") || self.fields.has("proxy")
+    }
+
     fn session_names(&self, variable: &str) -> Option<String> {
         let login = self.login_user.as_deref().unwrap_or_default();
         let auth = self.master.as_deref().unwrap_or(&self.user);
@@ -129,7 +141,7 @@ impl Values for Request {
         let params = &self.params;
         match name {
             "service" => self.service.clone(),
-            "home" => self.home.clone().unwrap_or_default(),
+            "home" => self.home.as_deref().or(self.userdb.value("home")).unwrap_or_default().to_owned(),
             "lip" => ip(params.lip),
             "rip" => ip(params.rip),
             "lport" => port(params.lport),

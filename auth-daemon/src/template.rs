@@ -2,6 +2,7 @@
 //!
 //! Purpose:  `%u`, `%Lu`, `%{user}`, `%{user | domain | lower}`, `%{passdb:field:default}`, `%%`.
 //! Source:   Dovecot 2.3 `lib/var-expand.c` (short forms), 2.4 `lib-var-expand` (filters).
+//! Trust:    templates are the administrator's, values may be strangers'.
 //! Never:    expand a value again, or put a value with `/` into a path ([`Template::path`]).
 
 use std::fmt::Write as _;
@@ -166,8 +167,19 @@ impl Template {
         out
     }
 
-    /// Expands the template for use as a path: a value that is not absolute by the administrator's own doing
-    /// (`home`, fields) must be one plain component.
+    /// Expands the template for a field of the user database. `home` and `mail`, also where `userdb_import` sets
+    /// them, are paths.
+    pub(crate) fn field(&self, name: &str, values: &dyn Values) -> Result<String, Error> {
+        if is_place(name) {
+            return self.path(values);
+        }
+        let value = self.expand(values);
+        let places = |item: &str| is_place(item.split_once('=').map_or(item, |(name, _)| name));
+        if name == "userdb_import" && value.split('\t').any(places) { self.path(values) } else { Ok(value) }
+    }
+
+    /// Expands the template for use as a path: a value other than the home, which was made or written as a path,
+    /// must be one plain component.
     pub(crate) fn path(&self, values: &dyn Values) -> Result<String, Error> {
         let mut out = String::new();
         for piece in &self.0 {
@@ -175,8 +187,14 @@ impl Template {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Variable(variable, filters) => {
                     let value = value_of(variable, filters, values);
-                    let trusted = *variable == Variable::Named("home");
-                    if value.contains('\0') || !(trusted || is_component(&value)) {
+                    let home = match variable {
+                        Variable::Named(name) => *name == "home",
+                        Variable::Userdb(name, _) => name == "home",
+                        Variable::Passdb(..) => false,
+                    };
+                    // Without a home the text behind it would be a place that all users share.
+                    let trusted = home && !value.is_empty() && !value.contains('\0');
+                    if !(trusted || is_component(&value)) {
                         return Err(Error::NotAPath);
                     }
                     out.push_str(&value);
@@ -187,9 +205,15 @@ impl Template {
     }
 }
 
-/// Not empty, no separator, no hidden or parent name, no control characters.
+/// Not empty, no separator, no hidden or parent name, no control characters; no colon, which ends the path in `mail`.
 fn is_component(value: &str) -> bool {
-    !value.is_empty() && !value.starts_with('.') && !value.chars().any(|c| c == '/' || c.is_control())
+    let unfit = |c: char| matches!(c, '/' | ':') || c.is_control();
+    !value.is_empty() && !value.starts_with('.') && !value.contains(unfit)
+}
+
+/// Whether a field, whatever its suffix, says where something is.
+fn is_place(name: &str) -> bool {
+    matches!(name.rsplit_once(':').map_or(name, |(name, _)| name), "home" | "mail")
 }
 
 fn value_of(variable: &Variable, filters: &[Filter], values: &dyn Values) -> String {
@@ -469,8 +493,26 @@ mod tests {
     fn paths_take_plain_components_only() {
         let template = Template::parse("/users/%d/%n").unwrap();
         assert_eq!(template.path(&values("bob@example.test")).unwrap(), "/users/example.test/bob");
-        for user in ["bob@../..", "../x@a", "bob@a/b", "bob", "bob@.hidden", "a\0b@c", "a\nb@c", "@c"] {
+        for user in
+            ["bob@../..", "../x@a", "bob@a/b", "bob", "bob@.hidden", "a\0b@c", "a\nb@c", "@c", "a:b@c"]
+        {
             assert_eq!(template.path(&values(user)), Err(Error::NotAPath), "{user:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_places_are_paths() {
+        for (name, text, is_path) in [
+            ("home", "/srv/%u", true),
+            ("mail:default", "maildir:/srv/%u", true),
+            ("userdb_import", "uid=5\thome=/srv/%u", true),
+            ("userdb_import", "mail:protected=/srv/%u", true),
+            ("userdb_import", "note=%u", false),
+            ("quota_rule", "%u", false),
+        ] {
+            let template = Template::parse(text).unwrap();
+            assert!(template.field(name, &values("bob")).is_ok(), "{name}");
+            assert_eq!(template.field(name, &values("../x")).is_err(), is_path, "{name} {text}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Purpose: uid, gid, home, mail and further fields, from the entries in order, as Dovecot does.
 //! Source:  Dovecot `auth/auth-request.c` (userdb part); reference note, sections B, C, E.
+//! Trust:   the name has passed the rules of `username.rs`; entries and templates are the administrator's.
 //! Never:   make a home or mail path out of a name that is not one plain path component.
 
 use std::time::Instant;
@@ -145,7 +146,7 @@ async fn one(
                 // Directory services may spell a name in another way than it was asked for.
                 if account.name != chain::local_name(request) {
                     match compiled.rules.canonical(&account.name) {
-                        Ok(names) => request.user = names.user,
+                        Ok(user) => request.user = user,
                         Err(why) => return Found::Unavailable(format!("the system renamed the user: {why}")),
                     }
                 }
@@ -165,7 +166,8 @@ async fn one(
             request.userdb.value("reason").unwrap_or("temporary failure of this user").to_owned(),
         ),
         Ok(()) => Found::Yes,
-        Err(why) => Found::Unavailable(why),
+        Err(Unfit::Entry(why)) => Found::Unavailable(why),
+        Err(Unfit::Name) => Found::No,
     }
 }
 
@@ -185,24 +187,40 @@ async fn exists(engine: &Engine, compiled: &Compiled, listener: &Listener, reque
     }
 }
 
-fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), String> {
+/// Why the fields of an entry cannot be had.
+enum Unfit {
+    /// The name cannot be part of a path: it is nobody's here.
+    Name,
+    /// What the entry says makes no sense.
+    Entry(String),
+}
+
+fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), Unfit> {
+    let mut unset = Vec::new();
     for (name, template) in &userdb.defaults {
         // A default never replaces what an earlier entry or the passdb said.
-        let value = template.expand(request);
-        request.userdb.set_default(name, Some(&value));
+        if request.userdb.has(name) {
+            continue;
+        }
+        match template.field(name, request) {
+            Ok(value) => request.userdb.set_default(name, Some(&value)),
+            // The entry may say better.
+            Err(_) => unset.push(name),
+        }
     }
     for (name, value) in fields {
         let value = match value {
             Some(text) if text.contains('%') => {
-                let template = Template::parse(text).map_err(|error| format!("field `{name}`: {error}"))?;
-                Some(template.expand(request))
+                let template = Template::parse(text)
+                    .map_err(|error| Unfit::Entry(format!("field `{name}`: {error}")))?;
+                Some(template.field(name, request).map_err(|_| Unfit::Name)?)
             }
             other => other.clone(),
         };
         request.userdb.apply(name, value.as_deref());
     }
     for (name, template) in &userdb.overrides {
-        let value = template.expand(request);
+        let value = template.field(name, request).map_err(|_| Unfit::Name)?;
         request.userdb.apply(name, Some(&value));
     }
     if let Some(list) = request.userdb.take("userdb_import").flatten() {
@@ -213,7 +231,7 @@ fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<Strin
             }
         }
     }
-    Ok(())
+    if unset.into_iter().all(|name| request.userdb.has(name)) { Ok(()) } else { Err(Unfit::Name) }
 }
 
 /// Renames, resolves ids, and adds home and mail.
@@ -277,9 +295,8 @@ pub(crate) fn named(
     name: &str,
 ) -> Result<Request, username::Refused> {
     request.arrived = Instant::now();
-    request.default_domain = compiled.rules.default_domain().map(str::to_owned);
-    let names = compiled.rules.canonical(name)?;
-    request.user = names.user;
-    request.original = names.original;
+    request.default_domain = compiled.rules.default_domain();
+    request.user = compiled.rules.canonical(name)?;
+    name.clone_into(&mut request.original);
     Ok(request)
 }

@@ -2,7 +2,10 @@
 //!
 //! Purpose: Dovecot's order of steps: default domain, translation, allowed characters, format, not empty.
 //! Source:  Dovecot `auth/auth-request-fields.c`; reference note, section D.
+//! Trust:   names are strangers' words until every step has passed.
 //! Never:   let a control character, a NUL or an over-long name pass, whatever the settings say.
+
+use std::sync::Arc;
 
 use crate::template::{NameOnly, Template};
 
@@ -12,21 +15,12 @@ const MAX_NAME: usize = 512;
 /// The rules, made once from the settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
-    default_domain: Option<String>,
+    default_domain: Option<Arc<str>>,
     allowed: Option<[bool; 128]>,
     translation: Vec<(char, char)>,
     format: Template,
     separator: Option<char>,
     lower: bool,
-}
-
-/// A name that passed the rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Names {
-    /// The canonical name.
-    pub(crate) user: String,
-    /// The name as typed.
-    pub(crate) original: String,
 }
 
 /// Why a name was refused. Goes to the log, never to the client.
@@ -60,7 +54,7 @@ impl Rules {
             pairs.push((from, to));
         }
         Ok(Rules {
-            default_domain: default_domain.map(str::to_lowercase),
+            default_domain: default_domain.map(|domain| domain.to_lowercase().into()),
             allowed: (!auth.username_chars.is_empty()).then_some(allowed),
             translation: pairs,
             lower: auth.username_format.split_whitespace().collect::<String>() == "%{user|lower}",
@@ -70,8 +64,8 @@ impl Rules {
     }
 
     /// The domain bare names belong to.
-    pub(crate) fn default_domain(&self) -> Option<&str> {
-        self.default_domain.as_deref()
+    pub(crate) fn default_domain(&self) -> Option<Arc<str>> {
+        self.default_domain.clone()
     }
 
     /// Splits `user*master`; the first separator counts.
@@ -79,31 +73,33 @@ impl Rules {
         typed.split_once(self.separator?)
     }
 
-    /// Runs all steps.
-    pub(crate) fn canonical(&self, typed: &str) -> Result<Names, Refused> {
+    /// Runs all steps: gives the canonical name.
+    pub(crate) fn canonical(&self, typed: &str) -> Result<String, Refused> {
         if typed.is_empty() {
             return Err(Refused::Empty);
         }
         if typed.len() > MAX_NAME {
             return Err(Refused::TooLong);
         }
-        let mut name = typed.to_owned();
+        let domain = self.default_domain.as_deref();
+        let mut name = String::with_capacity(typed.len() + 1 + domain.map_or(0, str::len));
+        name.push_str(typed);
         if !self.translation.is_empty() {
             name = name.chars().map(|c| self.translate(c)).collect();
         }
         // Dovecot adds the domain before it translates; then a translation that makes an `@` gives two of them.
-        if let Some(domain) = self.default_domain.as_deref().filter(|_| !name.contains('@')) {
+        if let Some(domain) = domain.filter(|_| !name.contains('@')) {
             name.push('@');
             name.push_str(domain);
         }
-        if !name.chars().all(|c| self.allows(c)) {
+        if !self.allows(&name) {
             return Err(Refused::Character);
         }
         let user = if self.lower {
             name.make_ascii_lowercase();
             if name.is_ascii() { name } else { name.to_lowercase() }
         } else {
-            self.format.expand(&NameOnly { user: &name, default_domain: self.default_domain() })
+            self.format.expand(&NameOnly { user: &name, default_domain: domain })
         };
         // `@domain` alone is nobody.
         if user.is_empty() || user.starts_with('@') {
@@ -112,18 +108,19 @@ impl Rules {
         if user.len() > MAX_NAME {
             return Err(Refused::TooLong);
         }
-        Ok(Names { user, original: typed.to_owned() })
+        Ok(user)
     }
 
     fn translate(&self, c: char) -> char {
         self.translation.iter().find(|(from, _)| *from == c).map_or(c, |(_, to)| *to)
     }
 
-    fn allows(&self, c: char) -> bool {
+    fn allows(&self, name: &str) -> bool {
         match &self.allowed {
-            Some(table) => table.get(u32::from(c) as usize).copied().unwrap_or(false),
+            // The table knows ASCII only, so a byte of any other character is not in it.
+            Some(table) => name.bytes().all(|b| table.get(usize::from(b)).copied().unwrap_or(false)),
             // Clients that do not unescape would see another name: auth protocol, framing.
-            None => !c.is_control() && c != '\u{fffd}',
+            None => name.chars().all(|c| !c.is_control() && c != '\u{fffd}'),
         }
     }
 }
@@ -210,8 +207,7 @@ mod tests {
             (&open, "a\u{7f}b", Err(Refused::Character)),
         ];
         for (rules, typed, want) in cases {
-            let got = rules.canonical(typed).map(|names| names.user);
-            assert_eq!(got, want.map(str::to_owned), "{typed:?}");
+            assert_eq!(rules.canonical(typed), want.map(str::to_owned), "{typed:?}");
         }
         assert_eq!(standard.canonical(&"a".repeat(65_536)), Err(Refused::TooLong));
     }

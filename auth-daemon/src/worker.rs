@@ -6,6 +6,8 @@
 //! Parent:  the daemon itself, or a manager process of another account ([`workers_main`]): there every connection is
 //!          one worker, and hanging up is how the daemon has it killed.
 //! Records: `u32` length (little endian), `u8` version, `u8` kind, then counted strings and numbers.
+//! Trust:   a worker runs other people's modules and may be taken over: its records are bounded and checked like a
+//!          stranger's.
 //! Never:   wait for a worker without a limit, use a worker again after an answer was missed, pass a password in an
 //!          argument or the environment.
 
@@ -24,6 +26,8 @@ mod backend;
 mod imap;
 mod lane;
 mod manager;
+#[cfg(test)]
+mod noise;
 mod process;
 mod question;
 mod record;

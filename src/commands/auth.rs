@@ -6,9 +6,11 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use auth_client::{AuthClient, AuthRequest, Config, Error, Step};
+use anyhow::Context as _;
+
+use auth_client::{AuthClient, AuthRequest, Config, Failure, Secured, Server, Step};
 use boot::ExitCode;
 use boot::admin::{Request, Response, request};
 use boot::exit::{self, Coded};
@@ -55,9 +57,16 @@ pub(crate) fn auth(place: &PlaceArgs, command: &AuthCommand, json: bool) -> anyh
             _ => output::raw(text(&answer, 0)),
         }
     }
-    Ok(match answer.get("found").and_then(Value::as_str) {
-        Some("no") => userdb::NOUSER,
-        Some("unavailable") => exit::TEMPFAIL,
+    let word = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+    if let AuthCommand::Explain(AuthLookupArgs { ip: None, .. }) = command
+        && word("reason").starts_with("allow_")
+    {
+        output::note("no address was given; with --ip ADDR it is looked at whether that one is allowed");
+    }
+    Ok(match (word("found"), word("result")) {
+        ("no", _) => userdb::NOUSER,
+        ("unavailable", _) | (_, "unavailable") => exit::TEMPFAIL,
+        (_, "refused") => exit::FAILURE,
         _ => exit::OK,
     })
 }
@@ -187,6 +196,68 @@ fn default_socket(place: &PlaceArgs, mux: bool) -> anyhow::Result<(PathBuf, bool
     }
 }
 
+/// The server's greeting, line by line; the cookie is the right to fetch logins of this connection.
+fn greeting(server: &Server) -> Vec<String> {
+    let mut lines = vec![format!("S: VERSION 1 {}", server.minor)];
+    for mechanism in &server.mechanisms {
+        let flags = mechanism.flags.names().fold(String::new(), |all, flag| all + " " + flag);
+        lines.push(format!("S: MECH {}{flags}", mechanism.name));
+    }
+    lines.extend(server.spid.map(|pid| format!("S: SPID {pid}")));
+    lines.extend(server.cuid.map(|number| format!("S: CUID {number}")));
+    lines.extend(server.cookie.map(|_| "S: COOKIE (hidden)".to_owned()));
+    lines.push("S: DONE".to_owned());
+    lines
+}
+
+/// Why the mechanism cannot be tried on this socket.
+fn not_offered(server: &Server, mechanism: sasl::Name) -> Option<String> {
+    let offered = server.mechanisms.iter().map(|known| known.name.to_string());
+    let offered: Vec<String> = offered.collect();
+    if offered.iter().any(|name| name == mechanism.as_str()) {
+        return None;
+    }
+    let mut text =
+        format!("the socket does not offer {}; it offers {}", mechanism.as_str(), offered.join(", "));
+    if mechanism.is_plus() && server.minor < 3 {
+        text += "; channel binding needs a listener with `minor = 3`";
+    }
+    Some(text)
+}
+
+/// The client's side of the mechanism. `channel`: stands for the TLS channel of a mail program.
+fn sasl_client(
+    args: &AuthTestArgs,
+    mechanism: sasl::Name,
+    password: &Secret,
+    server: &Server,
+    channel: &[u8],
+) -> anyhow::Result<sasl::Client> {
+    let (user, password) = (args.user.as_bytes(), password.expose());
+    if mechanism == sasl::Name::Apop {
+        let (Some(spid), Some(cuid)) = (server.spid, server.cuid) else {
+            let text = "the daemon's greeting has no SPID or no CUID; APOP needs both";
+            return Err(Coded::new(exit::TEMPFAIL, text).into());
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        return Ok(sasl::Client::apop(user, password, spid, cuid, now, "localhost"));
+    }
+    let nonce = passwords::random_bytes::<18>()?.map(|byte| format!("{byte:02x}")).concat();
+    let kind = sasl::BindingType::TlsExporter;
+    sasl::Client::bound(mechanism, user, password, &nonce, kind, channel)
+        .or_else(|| sasl::Client::new(mechanism, user, password, &nonce))
+        .map(|client| client.service(&args.service, "localhost"))
+        .with_context(|| format!("{} cannot be tried here", mechanism.as_str()))
+}
+
+/// A FAIL as it came.
+fn refusal(failure: &Failure) -> String {
+    let user = failure.user.as_deref().map(|user| format!(" user={user}")).unwrap_or_default();
+    let code = failure.code.map(|code| format!(" code={}", code.as_str().unwrap_or("(unknown)")));
+    let reason = failure.reason.as_deref().map(|reason| format!(" reason={reason}")).unwrap_or_default();
+    format!("S: FAIL{user}{}{reason}", code.unwrap_or_default())
+}
+
 /// What a challenge says, as far as it can be shown.
 fn shown(challenge: &[u8]) -> String {
     if challenge.is_empty() { "(empty)".to_owned() } else { challenge.escape_ascii().to_string() }
@@ -198,55 +269,60 @@ fn by_dovecot(
     password: &Secret,
     said: &mut Vec<String>,
 ) -> anyhow::Result<Outcome> {
-    let nonce = passwords::random_bytes::<18>()?.map(|byte| format!("{byte:02x}")).concat();
-    let known = sasl::Name::parse(&args.mech);
-    let Some(mut sasl) = known
-        .and_then(|name| sasl::Client::new(name, args.user.as_bytes(), password.expose(), &nonce))
-        .map(|client| client.service(&args.service, "localhost"))
-    else {
-        let text = format!(
-            "{} cannot be tried here; use PLAIN, LOGIN, CRAM-MD5, DIGEST-MD5, SCRAM-SHA-1, SCRAM-SHA-256 or ANONYMOUS",
-            args.mech
-        );
+    let Some(mechanism) = sasl::Name::parse(&args.mech) else {
+        let all = sasl::Name::ALL.map(sasl::Name::as_str).join(", ");
+        let text = format!("{} cannot be tried here; known are: {all}", args.mech);
         return Err(Coded::new(exit::USAGE, text).into());
     };
-    let mut request = AuthRequest::new(args.mech.as_str(), args.service.as_str());
-    let mut line = format!("C: AUTH {} service={} secured", args.mech, args.service);
-    if let Some(rip) = args.rip {
-        line += &format!(" rip={rip}");
-    }
-    if let Some(first) = sasl.initial() {
-        request = request.initial_response(first.expose().to_vec());
-        line += " resp=(hidden)";
-    }
-    request.secured = Some(auth_client::Secured::Plain);
-    request.rip = args.rip;
+    userdb::somebody_listens(socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Only the login socket is used.
         let mut config = Config::new(socket, socket, socket).deadline(DEADLINE);
-        // Every server of the protocol's first major version knows this minor.
-        config.minor = 1;
+        // Every server of the protocol's first major version knows minor 1; channel binding came with 3.
+        config.minor = if mechanism.is_plus() { 3 } else { 1 };
+        said.push(format!("C: VERSION 1 {}", config.minor));
+        said.push(format!("C: CPID {}", std::process::id()));
         let client = AuthClient::new(config);
-        let mut step = client.authenticate(request).await;
-        // An answer means that the greeting is there; without one this would only wait once more.
-        if args.transcript
-            && step.is_ok()
-            && let Ok(mechanisms) = client.mechanisms().await
-        {
-            said.extend(mechanisms.iter().map(|mechanism| format!("S: MECH {}", mechanism.name)));
+        let server = client.server().await.map_err(|error| userdb::nobody(socket, &error))?;
+        said.extend(greeting(&server));
+        if let Some(why) = not_offered(&server, mechanism) {
+            return Ok(Outcome::Refused(why));
         }
+        let channel = passwords::random_bytes::<32>()?;
+        let mut sasl = sasl_client(args, mechanism, password, &server, &channel)?;
+        let mut request = AuthRequest::new(mechanism.as_str(), args.service.as_str());
+        let secured = if mechanism.is_plus() { Secured::Tls } else { Secured::Plain };
+        let word = if secured == Secured::Tls { "secured=tls" } else { "secured" };
+        let mut line = format!("C: AUTH {} service={} {word}", mechanism.as_str(), args.service);
+        if let Some(rip) = args.rip {
+            line += &format!(" rip={rip}");
+        }
+        if let Some(first) = sasl.initial() {
+            request = request.initial_response(first.expose().to_vec());
+            line += " resp=(hidden)";
+        }
+        request.secured = Some(secured);
+        request.rip = args.rip;
         said.push(line);
+        let mut step = client.authenticate(request).await;
         loop {
             step = match step {
                 Ok(Step::Challenge(exchange, challenge)) => {
-                    said.push(format!("S: CONT {}", shown(&challenge)));
-                    match sasl.respond(&challenge) {
-                        Ok(answer) => {
+                    let binding = exchange.channel_binding().map(str::to_owned);
+                    let kind =
+                        binding.as_ref().map(|kind| format!(" channel_binding={kind}")).unwrap_or_default();
+                    said.push(format!("S: CONT {}{kind}", shown(&challenge)));
+                    match (sasl.respond(&challenge), binding) {
+                        (Ok(answer), Some(_)) => {
+                            said.push("C: CONT (hidden) channel_binding=(hidden)".to_owned());
+                            exchange.respond_bound(answer.expose(), &channel).await
+                        }
+                        (Ok(answer), None) => {
                             said.push("C: CONT (hidden)".to_owned());
                             exchange.respond(answer.expose()).await
                         }
-                        Err(error) => return Ok(Outcome::Refused(error.to_string())),
+                        (Err(error), _) => return Ok(Outcome::Refused(error.to_string())),
                     }
                 }
                 Ok(Step::Ok(login)) => {
@@ -257,23 +333,13 @@ fn by_dovecot(
                     });
                 }
                 Ok(Step::Failed(failure)) => {
+                    said.push(refusal(&failure));
                     let reason = failure.reason.clone().unwrap_or_default();
-                    let code =
-                        failure.code.as_ref().map(|code| format!(" code={code:?}")).unwrap_or_default();
-                    said.push(format!("S: FAIL{code} reason={reason}"));
                     return Ok(if failure.is_temporary() {
                         Outcome::Undecided(reason)
                     } else {
                         Outcome::Refused(reason)
                     });
-                }
-                Err(Error::Unavailable(why)) => {
-                    let text = format!(
-                        "no authentication daemon answers at {}: {why}; {}",
-                        socket.display(),
-                        output::DOCTOR
-                    );
-                    return Err(Coded::new(exit::TEMPFAIL, text).into());
                 }
                 Err(error) if error.is_temporary() => return Ok(Outcome::Undecided(error.to_string())),
                 Err(error) => return Err(Coded::new(exit::USAGE, error.to_string()).into()),

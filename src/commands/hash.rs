@@ -1,5 +1,8 @@
 //! `postern hash`: stored strings of passwords, made and checked.
 //!
+//! Trust:     files may hold anything; a stored string that would cost too much is refused.
+//! Never:     a password among the arguments, or an empty one made into a stored string.
+//!
 //! Exit codes of `verify`: 0 the password matches, 1 it does not, 2 the stored string is malformed or refused.
 
 use std::path::Path;
@@ -29,6 +32,11 @@ pub(crate) fn hash(args: &HashArgs, json: bool) -> anyhow::Result<ExitCode> {
 fn generate(scheme: &str, user: &str, json: bool) -> anyhow::Result<ExitCode> {
     passwords::scheme(scheme)?;
     let password = passwords::from_stdin()?;
+    if password.expose().is_empty() {
+        // doveadm pw makes a stored string of it; nobody who types that wants it.
+        let text = "the password is empty; give one on standard input";
+        return Err(Coded::new(exit::USAGE, text).into());
+    }
     let stored = passwords::stored(scheme, user, &password)?;
     let text = String::from_utf8_lossy(stored.expose());
     if json {

@@ -1,4 +1,7 @@
 //! The commands, one file each, and the way from arguments to an exit code.
+//!
+//! Trust: whoever types the command; arguments are parsed by clap before anything is done.
+//! Never: run a daemon of the stack in this process: that is `main.rs`'s to decide.
 
 mod auth;
 mod completions;
@@ -75,10 +78,10 @@ fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
             || Cli::command().get_subcommands().any(|command| command.get_name() == arg)
     };
     let mistyped = args.get(1).is_some_and(|arg| !arg.to_string_lossy().starts_with('-'));
-    // Called by the name of one daemon, that daemon is meant.
+    // Called by the name of one daemon, that daemon is meant. Help then shows what can be typed under either name.
     let program = args.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
     if program.is_some_and(|name| name == "auth-daemon") {
-        args.insert(1, "auth-daemon".into());
+        args.splice(..1, ["postern".into(), "auth-daemon".into()]);
         return args;
     }
     if !mistyped && !args.iter().skip(1).any(asks_clap) {
@@ -106,14 +109,24 @@ mod tests {
             (vec!["postern", "--json", "status"], vec!["postern", "--json", "status"]),
             (vec!["postern", "--help"], vec!["postern", "--help"]),
             (vec!["postern", "statsu"], vec!["postern", "statsu"]),
-            (
-                vec!["/usr/sbin/auth-daemon", "forward"],
-                vec!["/usr/sbin/auth-daemon", "auth-daemon", "forward"],
-            ),
+            (vec!["/usr/sbin/auth-daemon", "forward"], vec!["postern", "auth-daemon", "forward"]),
         ] {
             let made = with_default_command(given.iter().map(Into::into).collect());
             assert_eq!(made, expected);
         }
+    }
+
+    #[test]
+    fn a_daemons_own_name_has_a_version_and_help() {
+        let say = |option: &str| {
+            let args = with_default_command(["/usr/sbin/auth-daemon", option].map(Into::into).to_vec());
+            let answer = Cli::try_parse_from(args).expect_err("an answer instead of a command");
+            assert!(!answer.use_stderr(), "{answer}");
+            answer.to_string()
+        };
+        assert_eq!(say("--version"), format!("auth-daemon {}\n", env!("CARGO_PKG_VERSION")));
+        let help = say("--help");
+        assert!(help.contains("Usage: postern auth-daemon") && help.contains("forward"), "{help}");
     }
 
     #[test]
@@ -129,6 +142,8 @@ mod tests {
             "postern auth test bob --password-stdin --state-dir d",
             "postern auth test bob --mech LOGIN --service imap --socket /run/saslauthd/mux --mux",
             "postern auth explain bob --service smtp --ip 192.0.2.1",
+            "postern auth explain bob --rip 192.0.2.1",
+            "postern auth test bob --mech SCRAM-SHA-256-PLUS --ip 192.0.2.1",
             "postern auth cache flush bob eve",
             "postern auth penalty clear",
             "postern hash --scheme SSHA256",

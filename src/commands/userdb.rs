@@ -1,4 +1,7 @@
 //! `postern auth lookup --socket`: a user asked for at a userdb socket, ours or another daemon's.
+//!
+//! Trust:     the daemon at the socket is believed; its lines are length-limited.
+//! Never:     wait for a daemon that is not there.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,16 +19,22 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// `EX_NOUSER` of `sysexits.h`; what `doveadm user` answers as well.
 pub(super) const NOUSER: ExitCode = ExitCode(67);
 
+/// The client library waits for a daemon to come back; a person wants to hear at once that none is there.
+pub(super) fn somebody_listens(socket: &Path) -> Result<(), Coded> {
+    std::os::unix::net::UnixStream::connect(socket).map(drop).map_err(|error| nobody(socket, &error))
+}
+
+/// There is no daemon at this socket.
+pub(super) fn nobody(socket: &Path, why: &dyn std::fmt::Display) -> Coded {
+    let text = format!("no authentication daemon answers at {}: {why}; {}", socket.display(), output::DOCTOR);
+    Coded::new(exit::TEMPFAIL, text)
+}
+
 /// Asks `USER` and prints the answer.
 pub(super) fn lookup(socket: &Path, args: &AuthLookupArgs, json: bool) -> anyhow::Result<ExitCode> {
     let mut request = UserRequest::new(args.user.as_str(), args.service.as_str());
     request.rip = args.ip;
-    // The client waits for a daemon to come back; a person wants to hear at once that none is there.
-    if let Err(error) = std::os::unix::net::UnixStream::connect(socket) {
-        let text =
-            format!("no authentication daemon answers at {}: {error}; {}", socket.display(), output::DOCTOR);
-        return Err(Coded::new(exit::TEMPFAIL, text).into());
-    }
+    somebody_listens(socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let found = runtime.block_on(async {
         // Only the userdb socket is used.

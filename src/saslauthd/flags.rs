@@ -2,6 +2,8 @@
 //!
 //! Source:    saslauthd(8); reference note "auth-protocols", D4.
 //! Differs:   a mistake ends with code 1, not 0, so that an init script notices.
+//! Trust:     the arguments are root's, or those of who starts it for himself.
+//! Never:     take a flag that is not understood for one that may be left out.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -115,8 +117,12 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Wan
         let Some(letters) = argument.strip_prefix(b"-").filter(|letters| !letters.is_empty()) else {
             return mistake(format!("{} stands there without a flag", shown(&argument)));
         };
-        if letters == b"-" {
-            break;
+        match letters {
+            b"-" => break,
+            // The original has no long options; who types one wants an answer.
+            b"-version" => return Ok(Wanted::Version),
+            b"-help" => return Ok(Wanted::Help),
+            _ => {}
         }
         let mut rest = letters;
         while let Some((letter, behind)) = rest.split_first() {
@@ -332,6 +338,8 @@ mod tests {
         assert_eq!(parsed("-v"), Ok(Wanted::Version));
         assert_eq!(parsed("-a pam -cvr"), Ok(Wanted::Version));
         assert_eq!(parsed("-h"), Ok(Wanted::Help));
+        assert_eq!(parsed("--version"), Ok(Wanted::Version));
+        assert_eq!(parsed("--help"), Ok(Wanted::Help));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Purpose:   translates the flags into settings, detaches, and runs the authentication daemon with one listener.
 //! Files:     below `-m`: `mux` (0777; the folder's mode decides who may connect) and `saslauthd.pid` (0600, locked).
 //! Source:    reference note "auth-protocols", part D.
+//! Trust:     the command line is root's; what clients send is for the daemon behind it.
 //! Never:     detach before the socket answers, or leave files behind after TERM.
 
 mod flags;

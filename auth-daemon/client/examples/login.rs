@@ -2,6 +2,9 @@
 //!
 //! The password comes from standard input. Mechanisms: PLAIN (default) and LOGIN, which shows an exchange of several steps.
 //! Exit codes: 0 accepted, 1 refused, 75 nobody can say now.
+//!
+//! Trust: the daemon at the sockets; what it asks is shown with control characters escaped.
+//! Never: print the password, or take an outage for a refusal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::Read as _;

@@ -6,6 +6,7 @@
 //! Failures:  the server is restarted, reloaded and killed under us. A request that was not sent yet waits for the next
 //!            connection within its deadline; one that was sent and lost is [`Error::Unavailable`], because a verdict
 //!            may have been counted. Every [`Error`] but [`Error::Request`] means "try again later" to the user.
+//! Trust:     the server is believed about users, not about sizes: its lines are bounded by `auth_wire`.
 //! Never:     log or print a password, a challenge answer or a reply field's value.
 //!
 //! # CPID
@@ -64,6 +65,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use auth_wire::client::Server;
 pub use auth_wire::{Cookie, FailCode, Field, Flags, MechName, Mechanism, Secret, Secured};
 pub use login::{Exchange, Login, Step};
 pub use types::{AuthRequest, Error, Failure, UserRecord, UserRequest};
@@ -138,7 +140,12 @@ impl AuthClient {
 
     /// The mechanisms the server offers, in its order. Asks the server only if there is no connection.
     pub async fn mechanisms(&self) -> Result<Vec<Mechanism>, Error> {
-        login::mechanisms(&self.0.login).await
+        Ok(self.server().await?.mechanisms)
+    }
+
+    /// What the server told in its greeting on the login socket: for logs, and for APOP, whose challenge holds its numbers.
+    pub async fn server(&self) -> Result<Server, Error> {
+        login::server(&self.0.login).await
     }
 
     /// Starts a login.

@@ -4,6 +4,8 @@
 //!          send, keeps the connection, and starts over when it is lost.
 //! Rules:   callers guard their own deadline; a caller that went away leaves a closed reply channel behind, which is how
 //!          the task learns of it.
+//! Trust:   the server, bounded by the protocol's parser; nothing it sends makes the queue or the pause longer.
+//! Never:   send a command twice: one that was written and lost is answered as lost.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -100,6 +102,13 @@ impl<P: Protocol> Link<P> {
         tokio::spawn(task.run());
         *queue = Some(sender.clone());
         sender
+    }
+
+    /// The last attempt to connect has failed.
+    #[cfg(test)]
+    pub(crate) fn is_unreachable(&self) -> bool {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_deref().is_some_and(|why| why.starts_with(&self.path.display().to_string()))
     }
 
     /// When a request made now has to be answered.

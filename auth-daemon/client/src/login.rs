@@ -1,12 +1,15 @@
 //! The login socket: AUTH, challenges, kept logins.
+//!
+//! Trust: the server is believed about users; answers to ids nobody asked for are dropped.
+//! Never: send an answer or a CANCEL on another connection than the one its request was made on.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use auth_wire::client::{Client, Event};
-use auth_wire::{Cookie, MechName, Mechanism, Params, Secret};
+use auth_wire::client::{Client, Event, Server};
+use auth_wire::{Cookie, MechName, Params, Secret};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::link::{Link, Protocol, Settings, call};
@@ -157,8 +160,8 @@ struct Handle {
     id: u32,
 }
 
-pub(crate) async fn mechanisms(link: &Link<LoginLink>) -> Result<Vec<Mechanism>, Error> {
-    link.call(link.deadline(), Command::Mechanisms).await
+pub(crate) async fn server(link: &Link<LoginLink>) -> Result<Server, Error> {
+    link.call(link.deadline(), Command::Server).await
 }
 
 pub(crate) async fn authenticate(link: &Link<LoginLink>, request: AuthRequest) -> Result<Step, Error> {
@@ -179,7 +182,7 @@ pub(crate) struct Start {
 }
 
 pub(crate) enum Command {
-    Mechanisms(oneshot::Sender<Result<Vec<Mechanism>, Error>>),
+    Server(oneshot::Sender<Result<Server, Error>>),
     Start { start: Box<Start>, reply: Reply },
     Respond { connection: u32, id: u32, data: Secret, binding: Option<Secret>, reply: Reply },
     Cancel { connection: u32, id: u32 },
@@ -274,8 +277,8 @@ impl Protocol for LoginLink {
 
     fn submit(&mut self, command: Command) {
         match command {
-            Command::Mechanisms(reply) => {
-                let _ = reply.send(Ok(self.client.server().mechanisms.clone()));
+            Command::Server(reply) => {
+                let _ = reply.send(Ok(self.client.server().clone()));
             }
             Command::Start { reply, .. } if reply.is_closed() => {}
             Command::Start { start, reply } => {
@@ -341,7 +344,7 @@ impl Protocol for LoginLink {
 
     fn waits(command: Command) -> Option<Command> {
         match command {
-            Command::Mechanisms(ref reply) => (!reply.is_closed()).then_some(command),
+            Command::Server(ref reply) => (!reply.is_closed()).then_some(command),
             Command::Start { ref reply, .. } => (!reply.is_closed()).then_some(command),
             // These belong to a connection that is gone.
             Command::Respond { reply, .. } => {

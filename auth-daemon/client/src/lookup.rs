@@ -1,4 +1,7 @@
 //! The userdb and session sockets: USER, LIST, REQUEST.
+//!
+//! Trust: the server is believed about users; an answer to an id nobody waits for is dropped.
+//! Never: ask REQUEST again after a loss: its login may be spent.
 
 use std::collections::HashMap;
 use std::time::Duration;

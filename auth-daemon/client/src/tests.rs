@@ -176,6 +176,7 @@ async fn login_connection(fake: Fake, mut stream: UnixStream) {
                     fake.released.fetch_add(1, Ordering::SeqCst);
                 }
                 ServerStep::Close(reason) => panic!("{reason:?}"),
+                ServerStep::Refused(refused) => panic!("{refused:?}"),
             }
         }
     }
@@ -384,7 +385,7 @@ async fn a_restart_is_survived() {
         let client = client.clone();
         async move { (client.authenticate(plain("good")).await, client.user("good", "smtp").await) }
     });
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    until("an attempt that fails", || client.0.login.is_unreachable()).await;
     server.start();
     let (login, user) = waiting.await.unwrap();
     assert!(matches!(login, Ok(Step::Ok(_))) && user.unwrap().is_some());

@@ -1,5 +1,9 @@
 //! What is asked and what is answered.
+//!
+//! Trust: requests are the caller's, answers the server's.
+//! Never: hold an initial response other than as a secret, or print a field's value.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -182,8 +186,8 @@ impl Failure {
     }
 }
 
-/// What the server knows of a user.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+/// What the server knows of a user. `Debug` shows the name and which fields there are, not their values.
+#[derive(Clone, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct UserRecord {
     /// Canonical name.
@@ -217,6 +221,13 @@ impl UserRecord {
     }
 }
 
+impl fmt::Debug for UserRecord {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
+        out.debug_struct("UserRecord").field("user", &self.user).field("fields", &names).finish()
+    }
+}
+
 pub(crate) fn pairs(fields: Vec<Field>) -> Vec<(String, String)> {
     fields.into_iter().map(|field| (field.name.into_owned(), field.value.unwrap_or_default())).collect()
 }
@@ -245,6 +256,9 @@ mod tests {
 
     #[test]
     fn nothing_secret_is_printed() {
+        let record =
+            UserRecord::from_wire("a@b".into(), vec![Field::new("pass", "hunter2"), Field::flag("nologin")]);
+        assert_eq!(format!("{record:?}"), r#"UserRecord { user: "a@b", fields: ["pass", "nologin"] }"#);
         let request = AuthRequest::plain("imap", b"alice", b"hunter2");
         assert!(!format!("{request:?}").contains("hunter2"));
         let (params, initial) = request.into_params();

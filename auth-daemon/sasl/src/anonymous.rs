@@ -1,4 +1,7 @@
 //! ANONYMOUS, RFC 4505: the response is trace text, at most 255 characters.
+//!
+//! Trust: the text is a stranger's, for the log only.
+//! Never: let it name a user.
 
 use crate::{Failure, Step, Success};
 

@@ -1,7 +1,10 @@
 //! APOP, RFC 1939 §7, as Dovecot carries it: the POP3 server made the banner's challenge from the numbers of
 //! this connection's greeting, so the daemon can check that it is its own.
 //!
-//! Response: `challenge NUL user NUL 16 digest bytes`, challenge = `<SPIDhex.CUIDhex.timehex@host>`.
+//! Response: `challenge NUL user NUL 16 digest bytes`, challenge = `<SPIDhex.CUIDhex.timehex@host>`; Dovecot's pop3-login
+//!           writes `.random` behind the time.
+//! Trust:    the POP3 server is believed about the challenge only as far as the numbers go; the digest is the user's.
+//! Never:    take a challenge that another connection was greeted with.
 
 use md5::{Digest as _, Md5};
 use subtle::ConstantTimeEq as _;
@@ -78,10 +81,10 @@ fn check_challenge(challenge: &[u8], ctx: &Context<'_>) -> Result<(), Failure> {
     let text = std::str::from_utf8(challenge).map_err(|_| Failure::Malformed)?;
     let inner = text.strip_prefix('<').and_then(|t| t.strip_suffix('>')).ok_or(Failure::Malformed)?;
     let (numbers, _host) = inner.split_once('@').ok_or(Failure::Malformed)?;
-    let mut parts = numbers.split('.').map(|part| u64::from_str_radix(part, 16));
-    let (Some(Ok(spid)), Some(Ok(cuid)), Some(Ok(time)), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
+    // The random part is base64, which has no dot.
+    let mut parts = numbers.splitn(4, '.');
+    let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+    let (Some(spid), Some(cuid), Some(time)) = (number(), number(), number()) else {
         return Err(Failure::Malformed);
     };
     if spid != u64::from(seed.spid) || cuid != u64::from(seed.cuid) || time < seed.started {

@@ -1,17 +1,18 @@
 //! The client's side of the mechanisms that have a password, for tools that try a login: `postern auth test`.
 //!
 //! Standards: RFC 4616 (PLAIN), draft-murchison-sasl-login (LOGIN), RFC 2195 (CRAM-MD5), RFC 2831 (DIGEST-MD5),
-//!            RFC 5802 and 7677 (SCRAM), RFC 4505 (ANONYMOUS: the user is the trace).
+//!            RFC 5802 and 7677 (SCRAM), RFC 4505 (ANONYMOUS: the user is the trace), RFC 1939 §7 (APOP).
 //! Trust:     the server's challenges are checked as the standards say; a SCRAM server that asks for an unreasonable
 //!            number of iterations, or cannot prove that it knows the keys, is refused.
 //! Never:     answer a server with the password in clear unless the mechanism is PLAIN or LOGIN.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::{Digest as _, Md5};
 
 use crate::cram::{hmac_from_states, key_states};
 use crate::digest;
-use crate::scram::{Hash, prepared};
+use crate::scram::{BindingType, Hash, prepared};
 use crate::{Name, Secret};
 
 /// More iterations would keep the caller's processor busy for minutes.
@@ -40,6 +41,9 @@ pub struct Client {
     /// `service/host`, for DIGEST-MD5.
     uri: String,
     nonce: String,
+    /// SCRAM's header (RFC 5802 §7, `gs2-header`), and the channel binding data behind it.
+    header: String,
+    binding: Vec<u8>,
     state: State,
 }
 
@@ -51,6 +55,8 @@ enum State {
     Cram,
     Anonymous,
     Digest,
+    /// The server's challenge.
+    Apop(String),
     /// Client-first-bare.
     ScramFirst(Hash, String),
     /// What the server's last message must hold.
@@ -62,30 +68,63 @@ enum State {
 
 impl Client {
     /// A client of this mechanism. `nonce`: random printable text without a comma, for SCRAM and DIGEST-MD5. `None`: the
-    /// mechanism needs a channel binding or a challenge of another protocol.
+    /// mechanism needs a channel binding ([`Client::bound`]) or a challenge of another protocol ([`Client::apop`]).
     pub fn new(mechanism: Name, user: &[u8], password: &[u8], nonce: &str) -> Option<Client> {
-        let scram = |hash| {
-            // RFC 5802 §5.1: these two are the only characters to be escaped.
-            let name = String::from_utf8_lossy(user).replace('=', "=3D").replace(',', "=2C");
-            State::ScramFirst(hash, format!("n={name},r={nonce}"))
-        };
         let state = match mechanism {
             Name::Plain => State::Plain,
             Name::Login => State::LoginUser,
             Name::CramMd5 => State::Cram,
             Name::DigestMd5 => State::Digest,
             Name::Anonymous => State::Anonymous,
-            Name::ScramSha1 => scram(Hash::Sha1),
-            Name::ScramSha256 => scram(Hash::Sha256),
+            Name::ScramSha1 => scram_first(Hash::Sha1, user, nonce),
+            Name::ScramSha256 => scram_first(Hash::Sha256, user, nonce),
             _ => return None,
         };
-        Some(Client {
+        // RFC 5802 §6: no channel binding.
+        Some(Client::in_state(state, user, password, nonce, "n,,".to_owned(), Vec::new()))
+    }
+
+    /// A client of a `-PLUS` mechanism that is bound to a channel with this data; `None` for any other mechanism.
+    pub fn bound(
+        mechanism: Name,
+        user: &[u8],
+        password: &[u8],
+        nonce: &str,
+        kind: BindingType,
+        data: &[u8],
+    ) -> Option<Client> {
+        let state = match mechanism {
+            Name::ScramSha1Plus => scram_first(Hash::Sha1, user, nonce),
+            Name::ScramSha256Plus => scram_first(Hash::Sha256, user, nonce),
+            _ => return None,
+        };
+        let header = format!("p={},,", kind.as_str());
+        Some(Client::in_state(state, user, password, nonce, header, data.to_vec()))
+    }
+
+    /// A client of APOP. The numbers are those of the greeting on this connection, `now` seconds since the epoch.
+    pub fn apop(user: &[u8], password: &[u8], spid: u32, cuid: u32, now: u64, host: &str) -> Client {
+        let challenge = format!("<{spid:x}.{cuid:x}.{now:x}@{host}>");
+        Client::in_state(State::Apop(challenge), user, password, "", String::new(), Vec::new())
+    }
+
+    fn in_state(
+        state: State,
+        user: &[u8],
+        password: &[u8],
+        nonce: &str,
+        header: String,
+        binding: Vec<u8>,
+    ) -> Client {
+        Client {
             user: user.to_vec(),
             password: Secret::new(password.to_vec()),
             uri: "imap/localhost".to_owned(),
             nonce: nonce.to_owned(),
+            header,
+            binding,
             state,
-        })
+        }
     }
 
     /// Names service and host, as DIGEST-MD5 wants to hear them.
@@ -107,8 +146,15 @@ impl Client {
                 self.state = State::Done;
                 Some(Secret::new(self.user.clone()))
             }
-            // RFC 5802 §6: no channel binding.
-            State::ScramFirst(_, bare) => Some(Secret::new(format!("n,,{bare}").into_bytes())),
+            State::ScramFirst(_, bare) => Some(Secret::new(format!("{}{bare}", self.header).into_bytes())),
+            State::Apop(challenge) => {
+                let digest =
+                    Md5::new().chain_update(challenge).chain_update(self.password.expose()).finalize();
+                let parts = [challenge.as_bytes(), b"\0", &self.user, b"\0", digest.as_slice()];
+                let message = parts.concat();
+                self.state = State::Done;
+                Some(Secret::new(message))
+            }
             _ => None,
         }
     }
@@ -155,7 +201,7 @@ impl Client {
             }
             State::DigestFinal(expected) if challenge == expected => Ok(Secret::new(Vec::new())),
             State::DigestFinal(_) => Err(ClientError::NotProved),
-            State::Plain | State::Anonymous | State::Done => Err(ClientError::Unexpected),
+            State::Plain | State::Anonymous | State::Apop(_) | State::Done => Err(ClientError::Unexpected),
         }
     }
 
@@ -168,7 +214,7 @@ impl Client {
             (State::ScramFinal(signature), Some(data)) => proved(&signature, data),
             (State::DigestFinal(expected), Some(data)) if data == expected => Ok(()),
             (State::DigestFinal(_) | State::Digest, _) => Err(ClientError::NotProved),
-            (State::ScramFinal(_) | State::ScramFirst(..), None) => Err(ClientError::NotProved),
+            (State::ScramFinal(_) | State::ScramFirst(..), _) => Err(ClientError::NotProved),
             _ => Ok(()),
         }
     }
@@ -188,8 +234,8 @@ impl Client {
         {
             return Err(ClientError::Malformed);
         }
-        // "biws" is "n,,", the header that says no channel binding.
-        let without_proof = format!("c=biws,r={nonce}");
+        let bound = [self.header.as_bytes(), &self.binding].concat();
+        let without_proof = format!("c={},r={nonce}", BASE64.encode(bound));
         let message = format!("{bare},{first},{without_proof}");
         let password = prepared(self.password.expose());
         let salted = Secret::new(hash.salted_password(&password, &salt, iterations));
@@ -201,6 +247,13 @@ impl Client {
         self.state = State::ScramFinal(hash.hmac(server_key.expose(), message.as_bytes()));
         Ok(Secret::new(format!("{without_proof},p={}", BASE64.encode(proof)).into_bytes()))
     }
+}
+
+/// Client-first-bare of this user.
+fn scram_first(hash: Hash, user: &[u8], nonce: &str) -> State {
+    // RFC 5802 §5.1: these two are the only characters to be escaped.
+    let name = String::from_utf8_lossy(user).replace('=', "=3D").replace(',', "=2C");
+    State::ScramFirst(hash, format!("n={name},r={nonce}"))
 }
 
 fn proved(signature: &[u8], data: &[u8]) -> Result<(), ClientError> {
@@ -288,6 +341,10 @@ mod tests {
             client.initial();
             client.respond(b"r=abcdef,s=QSXCR+Q6sek8bf92,i=16").unwrap();
             assert_eq!(client.finish(last), Err(ClientError::NotProved), "{last:?}");
+            // The same words at once, without a challenge before them.
+            let mut client = self::client("SCRAM-SHA-1", "user", "pencil", "abc");
+            client.initial();
+            assert_eq!(client.finish(last), Err(ClientError::NotProved), "{last:?}");
         }
     }
 
@@ -312,6 +369,18 @@ mod tests {
         for name in ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS", "APOP"] {
             assert!(Client::new(Name::parse(name).unwrap(), b"u", b"p", "n").is_none(), "{name}");
         }
+        let kind = BindingType::TlsExporter;
+        assert!(Client::bound(Name::ScramSha1, b"u", b"p", "n", kind, b"x").is_none());
+        let mut bound = Client::bound(Name::ScramSha1Plus, b"u", b"p", "n", kind, b"data").unwrap();
+        assert_eq!(bound.initial().unwrap().expose(), b"p=tls-exporter,,n=u,r=n");
+        let last = said(bound.respond(b"r=nmore,s=QSXCR+Q6sek8bf92,i=16"));
+        let shown = BASE64.encode("p=tls-exporter,,data");
+        assert!(last.starts_with(&format!("c={shown},r=nmore,p=")), "{last}");
+        // RFC 1939 §7, in the form of the auth protocol.
+        let mut apop = Client::apop(b"u", b"p", 0x1f, 2, 0x11, "host");
+        let first = apop.initial().unwrap();
+        assert!(first.expose().starts_with(b"<1f.2.11@host>\0u\0") && first.expose().len() == 33);
+        assert_eq!(apop.respond(b"").unwrap_err(), ClientError::Unexpected);
         assert!(!format!("{plain:?}").contains("pw"));
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! A stored `{CRAM-MD5}` key is not the password but the two MD5 states after the padded key block, so the
 //! HMAC is finished from those states.
+//!
+//! Trust: name and digest are a stranger's until they match.
+//! Never: tell an unknown user from a wrong digest.
 
 use md5::block_api::compress;
 use subtle::ConstantTimeEq as _;

@@ -1,6 +1,9 @@
 //! DIGEST-MD5, RFC 2831: `qop=auth`, one use of a nonce, UTF-8.
 //!
 //! Subsequent authentication (§2.2) is refused: `nc` must be 1, so a nonce lives for one response.
+//!
+//! Trust: every directive is a stranger's until the response matches.
+//! Never: take a nonce twice, or one that is not this exchange's.
 
 use md5::{Digest as _, Md5};
 use subtle::ConstantTimeEq as _;

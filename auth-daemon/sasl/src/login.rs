@@ -1,4 +1,7 @@
 //! LOGIN: two prompts, whose text some clients compare (draft-murchison-sasl-login-00).
+//!
+//! Trust: both answers are a stranger's.
+//! Never: keep the password after it was handed out.
 
 use crate::{Failure, Secret, Step, Verify, challenge, user_name};
 

@@ -1,6 +1,8 @@
 //! Names of mechanisms and what they need.
 //!
 //! Purpose: one table of the mechanisms: spelling, flags as Dovecot announces them, credentials they live on.
+//! Trust:   names come from a client; one that is not in the table is no mechanism.
+//! Never:   take one spelling for another mechanism.
 
 /// A mechanism this crate implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

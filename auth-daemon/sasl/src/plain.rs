@@ -1,4 +1,7 @@
 //! PLAIN, RFC 4616: `authzid NUL authcid NUL password`.
+//!
+//! Trust: all three parts are a stranger's.
+//! Never: keep the password after it was handed out.
 
 use crate::{Failure, Secret, Step, Verify, other_name, user_name};
 

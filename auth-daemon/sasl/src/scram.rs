@@ -3,6 +3,9 @@
 //! A user without usable keys gets a salt made from the server's secret and the name, always the same, and is
 //! refused only after the proof. Keys derived from a stored password use the same salt, so the two kinds of
 //! user cannot be told apart by it.
+//!
+//! Trust: every message is a stranger's until the proof matches.
+//! Never: tell an unknown user from a wrong proof, or skip a binding that was asked for.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

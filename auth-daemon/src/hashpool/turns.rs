@@ -3,6 +3,8 @@
 //! Rules: the asking account, within it the address, within that the user served longest ago comes first; among equals
 //!        the earliest. However many jobs one of them has waiting, another's waits for one turn and not for all.
 //! Cost:  a scan of the waiting jobs for each turn, which is little beside a password hash.
+//! Trust: addresses and users are what clients say; they are hashed under a key of this process, and bounded in number.
+//! Never: let one who asks more often be served more often.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};

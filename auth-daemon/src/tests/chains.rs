@@ -2,6 +2,7 @@
 
 use conf::{AuthSlice, PassdbSkip, ResultAction, UserdbDriver};
 
+use super::client::cram;
 use super::harness::{Harness, encode, passwd_file};
 
 /// passwd-files by name and content; the content `BROKEN` is one that cannot be read.
@@ -269,6 +270,26 @@ async fn master_users() {
         let mut client = harness.client("client", 1).await;
         client.send(&format!("AUTH|1|PLAIN|service=smtp|resp={}\n", encode("u^admin^m"))).await;
         assert_eq!(summary(&client.line().await), "ok");
+        // Both forms at once: the authorization id is whom the master wants to be, as with Dovecot.
+        for (id, response) in [(2, "u^u*admin^m"), (3, "u^nobody*admin^m")] {
+            client.send(&format!("AUTH|{id}|PLAIN|service=smtp|resp={}\n", encode(response))).await;
+            let line = client.line().await;
+            assert!(line.starts_with(&format!("OK|{id}|user=u{host}|")), "{line}");
+        }
+        // Mechanisms that never tell the password know masters, too.
+        for (id, user, password, want) in [
+            (4, "u*admin", "m", "ok"),
+            (5, "u*admin", "1", "fail"),
+            (6, "nobody*admin", "m", unknown_target),
+            (7, "u*u", "1", "ok"),
+        ] {
+            client.send(&format!("AUTH|{id}|CRAM-MD5|service=smtp\n")).await;
+            let challenge = client.line().await;
+            let digest = cram(challenge.strip_prefix(&format!("CONT|{id}|")).unwrap(), password);
+            client.send(&format!("CONT|{id}|{}\n", encode(&format!("{user} {digest}")))).await;
+            let line = client.line().await;
+            assert_eq!(summary(&line), want, "{action:?} {user} {password}: {line}");
+        }
     }
     // Without master passdbs an authorization id is a plain failure.
     let harness = Harness::new().await;

@@ -1,14 +1,11 @@
 //! Outages, guessing, clients that vanish, reloads, workers.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream as StdStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conf::{OnOutage, PassdbDriver};
 
-use super::harness::{Harness, bind, encode, passwd_file};
-use crate::worker::{Spawner, Workers};
+use super::harness::{Harness, bind, encode, passwd_file, threads};
+use crate::worker::Workers;
 
 async fn broken(on_outage: OnOutage) -> Harness {
     Harness::with(move |slice| {
@@ -162,32 +159,21 @@ async fn stopping_answers_what_is_in_flight() {
 
 /// A worker that answers by the user's name, in the records of version 1.
 fn scripted() -> Workers {
-    let spawner: Spawner = Arc::new(|| {
-        let (ours, mut theirs) = StdStream::pair()?;
-        std::thread::spawn(move || {
-            let mut length = [0; 4];
-            while theirs.read_exact(&mut length).is_ok() {
-                let mut body = vec![0; u32::from_le_bytes(length) as usize];
-                theirs.read_exact(&mut body).unwrap();
-                let has = |text: &str| body.windows(text.len()).any(|part| part == text.as_bytes());
-                let code = match () {
-                    () if has("slow") => {
-                        std::thread::sleep(Duration::from_secs(3));
-                        0
-                    }
-                    () if has("expired") => 5,
-                    () if has("disabled") => 4,
-                    () if has("down") => 6,
-                    () if has("good-password") => 0,
-                    () => 1,
-                };
-                theirs.write_all(&[11, 0, 0, 0, 1, 1, code, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
-            }
-        });
-        Ok((ours, None))
-    });
     let limits = conf::Workers { count: 2, timeout: Duration::from_millis(300), ..conf::Workers::default() };
-    Workers::with_spawner(limits, spawner)
+    threads(limits, |body| {
+        let has = |text: &str| body.windows(text.len()).any(|part| part == text.as_bytes());
+        let code = match () {
+            () if has("slow") => loop {
+                std::thread::park();
+            },
+            () if has("expired") => 5,
+            () if has("disabled") => 4,
+            () if has("down") => 6,
+            () if has("good-password") => 0,
+            () => 1,
+        };
+        [&[1, 1, code][..], &[0; 8]].concat()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

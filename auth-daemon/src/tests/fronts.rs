@@ -32,6 +32,8 @@ async fn the_fronts_client_logs_in_and_fetches_the_record() {
         panic!()
     };
     assert_eq!(away.field("reason"), Some("Moved"));
+    // One that overlooks the field gets no mailbox to open.
+    assert!(matches!(client.session(&away).await, Err(auth_client::Error::Failed(None))));
     let Step::Failed(failure) = client.authenticate(AuthRequest::plain("imap", b"bob", b"no")).await.unwrap()
     else {
         panic!()

@@ -1,15 +1,12 @@
 //! Fields that guard the door, through every kind of socket and with drivers that have no fields of their own.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream as StdStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conf::{AuthSlice, PassdbDriver, UserdbDriver};
 
-use super::harness::{Harness, encode};
+use super::harness::{Harness, encode, threads};
 use crate::engine::unix_now;
-use crate::worker::{Spawner, Workers};
+use crate::worker::Workers;
 
 async fn with_user(fields: &str) -> Harness {
     let line = format!("u:{{PLAIN}}pw:::::: {fields}\n");
@@ -85,26 +82,15 @@ async fn certificates_are_compared_over_tls_only() {
 
 /// A worker that says yes to every password and knows every account.
 fn willing() -> Workers {
-    let spawner: Spawner = Arc::new(|| {
-        let (ours, mut theirs) = StdStream::pair()?;
-        std::thread::spawn(move || {
-            let mut length = [0; 4];
-            while theirs.read_exact(&mut length).is_ok() {
-                let mut body = vec![0; u32::from_le_bytes(length) as usize];
-                theirs.read_exact(&mut body).unwrap();
-                let record: &[u8] = match body[1] {
-                    2 => b"\x01\x02\x01\x01\0\0\0u\x07\0\0\0\x08\0\0\0\x02\0\0\0/h",
-                    4 => b"\x01\x05\x01\x08\0\0\0",
-                    3 => b"\x01\x03\x02\0\0\0\x01\0\0\0u\x01\0\0\0v",
-                    _ => b"\x01\x01\x00\0\0\0\0\0\0\0\0",
-                };
-                theirs.write_all(&u32::try_from(record.len()).unwrap().to_le_bytes()).unwrap();
-                theirs.write_all(record).unwrap();
-            }
-        });
-        Ok((ours, None))
-    });
-    Workers::with_spawner(conf::Workers::default(), spawner)
+    threads(conf::Workers::default(), |body| {
+        let record: &[u8] = match body[1] {
+            2 => b"\x01\x02\x01\x01\0\0\0u\x07\0\0\0\x08\0\0\0\x02\0\0\0/h",
+            4 => b"\x01\x05\x01\x08\0\0\0",
+            3 => b"\x01\x03\x02\0\0\0\x01\0\0\0u\x01\0\0\0v",
+            _ => b"\x01\x01\x00\0\0\0\0\0\0\0\0",
+        };
+        record.to_vec()
+    })
 }
 
 async fn system(driver: PassdbDriver, fields: &[(&str, &str)]) -> Harness {
@@ -207,22 +193,11 @@ async fn a_deny_list_of_system_users_knows_them_without_the_domain() {
 
 /// A worker that knows the account `bob` and no other.
 fn by_name() -> Workers {
-    let spawner: Spawner = Arc::new(|| {
-        let (ours, mut theirs) = StdStream::pair()?;
-        std::thread::spawn(move || {
-            let mut length = [0; 4];
-            while theirs.read_exact(&mut length).is_ok() {
-                let mut body = vec![0; u32::from_le_bytes(length) as usize];
-                theirs.read_exact(&mut body).unwrap();
-                let record: &[u8] = match body.ends_with(b"\x03\0\0\0bob") {
-                    true => b"\x01\x02\x01\x03\0\0\0bob\x07\0\0\0\x08\0\0\0\x02\0\0\0/h",
-                    false => b"\x01\x02\x00",
-                };
-                theirs.write_all(&u32::try_from(record.len()).unwrap().to_le_bytes()).unwrap();
-                theirs.write_all(record).unwrap();
-            }
-        });
-        Ok((ours, None))
-    });
-    Workers::with_spawner(conf::Workers::default(), spawner)
+    threads(conf::Workers::default(), |body| {
+        let record: &[u8] = match body.ends_with(b"\x03\0\0\0bob") {
+            true => b"\x01\x02\x01\x03\0\0\0bob\x07\0\0\0\x08\0\0\0\x02\0\0\0/h",
+            false => b"\x01\x02\x00",
+        };
+        record.to_vec()
+    })
 }

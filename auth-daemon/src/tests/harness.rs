@@ -1,8 +1,10 @@
 //! A daemon in a temporary folder, and a client that plays transcripts.
 
 use std::collections::HashMap;
-use std::os::unix::net::UnixListener;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -12,7 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 use crate::daemon::Daemon;
-use crate::worker::Workers;
+use crate::worker::{Spawner, Workers};
 
 /// Long enough for anything on a busy machine, short enough for a failing test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -103,6 +105,25 @@ impl Harness {
         client.send(&format!("AUTH|1|PLAIN|service=smtp{params}|resp={response}\n")).await;
         client.line().await
     }
+}
+
+/// Workers that are threads of the test: `answer` makes a record of version 1 out of the body of a question.
+pub(crate) fn threads(limits: conf::Workers, answer: fn(&[u8]) -> Vec<u8>) -> Workers {
+    let spawner: Spawner = Arc::new(move || {
+        let (ours, mut theirs) = StdStream::pair()?;
+        std::thread::spawn(move || {
+            let mut length = [0; 4];
+            while theirs.read_exact(&mut length).is_ok() {
+                let mut body = vec![0; u32::from_le_bytes(length) as usize];
+                theirs.read_exact(&mut body).unwrap();
+                let record = answer(&body);
+                theirs.write_all(&u32::try_from(record.len()).unwrap().to_le_bytes()).unwrap();
+                theirs.write_all(&record).unwrap();
+            }
+        });
+        Ok((ours, None))
+    });
+    Workers::with_spawner(limits, spawner)
 }
 
 pub(crate) fn base_slice(folder: &Path) -> AuthSlice {

@@ -187,3 +187,81 @@ impl Harness {
         self.daemon.kept_logins()
     }
 }
+
+/// Names that are no plain part of a path, where the settings let them in.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_name_leads_out_of_its_folder() {
+    use conf::{Userdb, UserdbDriver};
+    const OUTSIDE: [&str; 6] = ["..", ".", "../x", "a/b", "a/../b", "a:b"];
+    let fields =
+        |list: &[(&str, &str)]| list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    let server = async |defaults: &[(&str, &str)], overrides: &[(&str, &str)], in_file: Option<&str>| {
+        let (defaults, overrides) = (fields(defaults), fields(overrides));
+        Harness::with(|slice| {
+            slice.auth.username_chars = String::new();
+            slice.auth.default_domain = Some(String::new());
+            let mut userdb = Userdb {
+                name: "u".to_owned(),
+                driver: UserdbDriver::Static { allow_all_users: true },
+                ..Userdb::default()
+            };
+            if let Some(fields) = in_file {
+                let lines = [&["bob"][..], &OUTSIDE].concat().into_iter().filter(|name| !name.contains(':'));
+                let lines: String = lines.map(|name| format!("{name}:{{PLAIN}}pw:{fields}\n")).collect();
+                let path = slice.state_dir.join("users");
+                std::fs::write(&path, lines).unwrap();
+                let path = path.to_string_lossy().into_owned();
+                userdb.driver = UserdbDriver::PasswdFile { path, username_format: None };
+            }
+            userdb.rules.default_fields = defaults;
+            userdb.rules.override_fields = overrides;
+            slice.auth.userdb = vec![userdb];
+        })
+        .await
+    };
+    for (defaults, overrides, in_file, home, mail) in [
+        (&[("home", "/srv/%u")][..], &[][..], None, "/srv/bob", "/srv/bob/Maildir"),
+        (&[], &[("home", "/srv/%{user | lower}")], None, "/srv/bob", "/srv/bob/Maildir"),
+        (&[("home", "/h")], &[("mail", "maildir:/srv/%n/M")], None, "/h", "/srv/bob/M"),
+        (&[("home", "/h"), ("mail", "/srv/%n/M")], &[], None, "/h", "/srv/bob/M"),
+        (&[("home", "/srv/%n"), ("mail", "%{home}/M")], &[], None, "/srv/bob", "/srv/bob/M"),
+        (&[("userdb_import", "home=/srv/%u")], &[], None, "/srv/bob", "/srv/bob/Maildir"),
+        (&[], &[], Some("5:5::/h:: userdb_mail=/srv/%u"), "/h", "/srv/bob"),
+        (&[], &[], Some("5:5::::: userdb_home=/srv/%u"), "/srv/bob", "/srv/bob/Maildir"),
+    ] {
+        let harness = server(defaults, overrides, in_file).await;
+        let mut client = harness.master("userdb").await;
+        client.send("USER|1|bob|service=smtp\n").await;
+        let line = client.line().await;
+        let told: Vec<_> = line.split('|').collect();
+        assert!(told.contains(&format!("home={home}").as_str()), "{line}");
+        assert!(told.contains(&format!("mail=maildir:{mail}").as_str()), "{line}");
+        for name in OUTSIDE {
+            client.send(&format!("USER|2|{name}|service=smtp\n")).await;
+            assert_eq!(client.line().await, "NOTFOUND|2", "{name}: {defaults:?} {overrides:?} {in_file:?}");
+        }
+    }
+    // What the entry says itself stays as it was written, and stands in for a default that cannot be had.
+    let harness = server(&[("home", "/srv/%u")], &[], Some("5:5::/h/../x:: userdb_mail=/m/a:b")).await;
+    let mut client = harness.master("userdb").await;
+    client.send("USER|1|..|service=smtp\n").await;
+    assert_eq!(client.line().await, "USER|1|..|uid=5|gid=5|home=/h/../x|mail=maildir:/m/a:b");
+}
+
+/// The same for what a passdb says of the user: nobody logs in to somewhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_name_leads_out_of_its_folder_by_a_passdb() {
+    let harness = Harness::with(|slice| {
+        slice.auth.username_chars = String::new();
+        slice.auth.default_domain = Some(String::new());
+        std::fs::write(slice.state_dir.join("users"), "bob:{PLAIN}pw\n..:{PLAIN}pw\na/b:{PLAIN}pw\n")
+            .unwrap();
+        slice.auth.passdb[0].rules.override_fields = vec![("userdb_home".to_owned(), "/srv/%u".to_owned())];
+    })
+    .await;
+    assert!(harness.plain("bob", "pw", "").await.starts_with("OK|1|user=bob"));
+    for name in ["..", "a/b"] {
+        let answer = harness.plain(name, "pw", "").await;
+        assert!(answer.starts_with("FAIL|1|") && answer.contains("code=temp_fail"), "{answer}");
+    }
+}

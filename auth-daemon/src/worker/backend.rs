@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,9 +21,13 @@ use super::{Account, Answer, Checked, Effects, Facts, Question, StateRules, proc
 /// # Errors
 /// Standard input is no channel to the daemon, or the daemon sent something else than questions.
 pub fn worker_main() -> anyhow::Result<()> {
-    let result = serve(process::settle()?);
-    // The channel has ended. An exit now could come before the helpers of modules are gone.
-    std::thread::sleep(process::ENDING);
+    let (stream, lifeline) = process::settle()?;
+    let result = serve(stream.try_clone()?);
+    // The channel has ended, or ends now. An exit could come before the helpers of modules are gone: the thread that kills
+    // them ends the process as well.
+    if stream.shutdown(Shutdown::Both).is_ok() {
+        let _ = lifeline.join();
+    }
     Ok(result?)
 }
 

@@ -43,7 +43,7 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn converse(stream: impl io::Read + io::Write, user: &str, password: &[u8]) -> io::Result<Answer> {
+pub(super) fn converse(stream: impl io::Read + io::Write, user: &str, password: &[u8]) -> io::Result<Answer> {
     let Some(command) = login(user, password) else { return Ok(Answer::Mismatch) };
     let mut stream = BufReader::new(stream);
     let greeting = line(&mut stream)?;

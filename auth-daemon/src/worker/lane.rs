@@ -1,6 +1,8 @@
 //! Fair shares of the pool.
 //!
 //! Purpose: one PAM service that hangs must not take all workers, one address that guesses must not fill the queue.
+//! Trust:   clients choose service names and how many questions they ask.
+//! Never:   wait in a full queue, or take permits in two orders.
 //! Lanes:   questions of one kind (a PAM service, shadow, account look-ups …) share a lane. A lane may hold all workers
 //!          but a quarter, and after a look-up that hung or crashed only a quarter, until one is answered again.
 //!          Peers under suspicion share half of the workers, whatever they ask.

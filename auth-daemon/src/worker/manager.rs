@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::{Control, Event, GaugeGuard, Gauges, Sockets};
@@ -33,8 +33,6 @@ const STACK: usize = 128 << 10;
 /// How long a connection waits for the place of a worker that is being killed: after a reload the daemon gives all idle
 /// ones up at once.
 const GOING: Duration = Duration::from_secs(1);
-/// How often the end of all workers is looked for while stopping.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What the manager is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +93,7 @@ async fn run(start: boot::Start, slice: WorkersSlice) -> anyhow::Result<()> {
         running: AtomicUsize::new(0),
         waiting: AtomicUsize::new(0),
         freed: Notify::new(),
+        emptied: Notify::new(),
         refusals: Refusals::default(),
     });
     tell_rights(&slice);
@@ -115,10 +114,7 @@ async fn run(start: boot::Start, slice: WorkersSlice) -> anyhow::Result<()> {
             }
             Event::Stop { grace } => {
                 // Whoever asks is told to stop after everybody who asks him; his last questions are still answered.
-                let end = Instant::now() + grace;
-                while pool.running.load(Ordering::SeqCst) > 0 && Instant::now() < end {
-                    tokio::time::sleep(LOOK).await;
-                }
+                let _ = tokio::time::timeout(grace, pool.empty()).await;
                 drop(listeners);
                 return Ok(());
             }
@@ -168,6 +164,8 @@ struct Pool {
     /// Connections that wait for a place.
     waiting: AtomicUsize,
     freed: Notify,
+    /// The last place that was taken is free.
+    emptied: Notify,
     refusals: Refusals,
 }
 
@@ -179,8 +177,11 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.pool.running.fetch_sub(1, Ordering::SeqCst);
+        let before = self.pool.running.fetch_sub(1, Ordering::SeqCst);
         self.pool.freed.notify_one();
+        if before == 1 {
+            self.pool.emptied.notify_one();
+        }
     }
 }
 
@@ -216,6 +217,13 @@ impl Pool {
                 return place;
             }
             self.freed.notified().await;
+        }
+    }
+
+    /// Until no worker runs.
+    async fn empty(&self) {
+        while self.running.load(Ordering::SeqCst) > 0 {
+            self.emptied.notified().await;
         }
     }
 
@@ -298,6 +306,7 @@ mod tests {
             running,
             waiting,
             freed: Notify::new(),
+            emptied: Notify::new(),
             refusals: Refusals::default(),
         });
         let held: Vec<Place> = (0..2).filter_map(|_| pool.enter(2)).collect();
@@ -311,7 +320,17 @@ mod tests {
         drop(held);
         let next = next.await.unwrap();
         assert!(pool.enter(2).is_none());
-        drop(next);
+        // Who waits for the last one is told.
+        let (second, first) = next;
+        drop(second);
+        let emptied = tokio::spawn({
+            let pool = Arc::clone(&pool);
+            async move { pool.empty().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!emptied.is_finished());
+        drop(first);
+        emptied.await.unwrap();
         assert_eq!(pool.running.load(Ordering::SeqCst), 0);
     }
 

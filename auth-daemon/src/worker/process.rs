@@ -1,6 +1,8 @@
 //! Worker processes from outside (starting, killing, what they died of) and the ropes inside one that tie it to its
 //! daemon.
 //!
+//! Trust:  modules are other people's programs: they hang, crash, close descriptors and start processes.
+//! Never:  outlive the daemon, leave a helper behind, or signal a number that may be another process's by now.
 //! Groups: a worker leads a process group of its own, so that a Ctrl-C at the terminal is not for it.
 //! Helpers: what its modules started goes with it, also what left the group (`pam_exec` starts sessions).
 
@@ -9,6 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -119,8 +122,9 @@ pub(super) fn abandon(mut child: Child) {
         .unwrap_or_else(|error| tracing::warn!(%error, "a dead worker could not be reaped"));
 }
 
-/// Inside a worker: takes over the channel to the daemon, and makes sure that the process ends with it.
-pub(super) fn settle() -> anyhow::Result<UnixStream> {
+/// Inside a worker: takes over the channel to the daemon, and makes sure that the process ends with it. The thread that
+/// sees to that never returns; it ends the process.
+pub(super) fn settle() -> anyhow::Result<(UnixStream, JoinHandle<()>)> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let mut watched = Vec::new();
     if !from_parent(stdin.as_fd()) {
@@ -139,8 +143,8 @@ pub(super) fn settle() -> anyhow::Result<UnixStream> {
     set_limits();
     let _ = prctl::set_name(c"postern-authw");
     watched.push(stream.try_clone()?.into());
-    watch(watched)?;
-    Ok(stream)
+    let lifeline = watch(watched)?;
+    Ok((stream, lifeline))
 }
 
 /// A terminal, pipe or file has no peer; the peer of a socket pair is the process that made it.
@@ -160,9 +164,6 @@ fn set_limits() {
     lower(Resource::RLIMIT_DATA, MOST_MEMORY);
 }
 
-/// How long [`watch`] may need to end the process.
-pub(super) const ENDING: Duration = Duration::from_millis(500);
-
 /// Waits until somebody hangs up at the other end of one of these.
 pub(super) fn wait_for_hang_up(watched: &[BorrowedFd<'_>]) {
     loop {
@@ -177,11 +178,12 @@ pub(super) fn wait_for_hang_up(watched: &[BorrowedFd<'_>]) {
 }
 
 /// A thread that waits for the end of a channel, whatever the thread that answers is blocked in.
-fn watch(channels: Vec<OwnedFd>) -> io::Result<()> {
+fn watch(channels: Vec<OwnedFd>) -> io::Result<JoinHandle<()>> {
     let watch = move || {
         let channels: Vec<_> = channels.iter().map(std::os::fd::AsFd::as_fd).collect();
         wait_for_hang_up(&channels);
-        // Again and again: the other thread may be starting one, and goes on in its module when one is gone.
+        // Again and again, for nothing tells when the last helper was started: the other thread may be starting one, and
+        // goes on in its module when one is gone.
         for _ in 0..10 {
             kill_helpers(getpid());
             std::thread::sleep(Duration::from_millis(10));
@@ -191,5 +193,5 @@ fn watch(channels: Vec<OwnedFd>) -> io::Result<()> {
         }
         let _ = raise(Signal::SIGKILL);
     };
-    std::thread::Builder::new().name("lifeline".into()).stack_size(64 << 10).spawn(watch).map(drop)
+    std::thread::Builder::new().name("lifeline".into()).stack_size(64 << 10).spawn(watch)
 }

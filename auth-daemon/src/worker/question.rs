@@ -1,4 +1,7 @@
 //! What workers are asked, and what they say.
+//!
+//! Trust: names and facts come from strangers; an answer comes from a process that ran other people's modules.
+//! Never: hold the password; it travels beside the question.
 
 use conf::StateRule;
 

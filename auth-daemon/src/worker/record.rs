@@ -1,4 +1,7 @@
 //! Records between the daemon and its workers.
+//!
+//! Trust: either end may have been taken over: lengths are checked against what is there, and odd values refused.
+//! Never: give half of a record a meaning.
 
 use auth_wire::Secret;
 

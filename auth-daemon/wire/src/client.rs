@@ -4,6 +4,7 @@
 //!        knows are skipped, so newer servers work.
 //! Note:  VERSION and CPID are in the output at once, which suits servers that wait for them (Dovecot 2.4) and those
 //!        that do not.
+//! Never: read beyond the bounds of a line, put a TAB or LF of a value on the wire as it is.
 
 use std::fmt;
 

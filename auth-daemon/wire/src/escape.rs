@@ -2,6 +2,8 @@
 //!
 //! Format: 0x01 followed by `0` NUL, `1` 0x01, `t` TAB, `r` CR, `n` LF; 0x01 before any other byte is that byte,
 //!         0x01 at the end is dropped (Dovecot `lib/strescape.c`).
+//! Trust:  the bytes are the peer's; every sequence has one meaning, broken ones lose a byte and nothing else.
+//! Never:  let a TAB, CR or LF of a value through as itself.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,7 @@
 //! Fields of a line: `name` or `name=value`, TAB between them.
+//!
+//! Trust: names and values are the peer's; text that is no UTF-8 is repaired, or refused where it decides something.
+//! Never: print a value.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -48,6 +51,30 @@ impl Field {
 impl fmt::Debug for Field {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}{}", self.name, if self.value.is_some() { "=…" } else { "" })
+    }
+}
+
+/// The fields of a line, TAB between them.
+pub(crate) struct Fields<'a>(Option<&'a [u8]>);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn of(line: &'a [u8]) -> Self {
+        Self(Some(line))
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.0?;
+        match memchr::memchr(b'\t', rest) {
+            Some(at) => {
+                self.0 = rest.get(at + 1..);
+                rest.get(..at)
+            }
+            None => self.0.take(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! Trust:   a line over the limit is reported with its first bytes (so that its id can be answered) and thrown
 //!          away up to LF; one over [`MAX_DISCARD`] ends the connection.
 //! Secrets: consumed bytes are overwritten; a buffer that grows wipes the old one.
+//! Never:   hold more than one line and one read of a peer that sends no LF.
 
 use zeroize::Zeroize;
 

@@ -5,6 +5,8 @@
 //! Rules:   a login is handed out once; it goes when its connection ends, when it is cancelled, when its id is used
 //!          again, after [`KEPT_FOR`], and when a connection keeps more than its share (oldest first).
 //! Use:     one registry per daemon behind a lock; the login connections write, the session and master sockets redeem.
+//! Trust:   whoever shows id, CPID and cookie: the cookie is random and goes to that login connection alone.
+//! Never:   hand a login out twice, or to another connection's cookie.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

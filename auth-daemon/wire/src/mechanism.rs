@@ -1,4 +1,7 @@
 //! Mechanism names and the flags of `MECH` lines.
+//!
+//! Trust: names come from the peer; only those of RFC 4422 §3.1 are taken.
+//! Never: put another byte than theirs on the wire.
 
 use std::fmt;
 use std::ops::BitOr;

@@ -2,6 +2,7 @@
 //!
 //! Trust: values are claims of the client; text that is not UTF-8 is repaired for logs, addresses that do not parse are
 //!        dropped. Only the driver knows which peers may be believed.
+//! Never: keep more than a bounded number of fields of one request.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -91,9 +92,9 @@ impl Params {
         let (name, value) = split(wire);
         let given = value.unwrap_or_default();
         match name {
+            // An empty one is one, as with Dovecot.
             b"service" | b"protocol" => match strict_text(given) {
-                Some(service) if !service.is_empty() => self.service = Some(service),
-                Some(_) => {}
+                Some(service) => self.service = Some(service),
                 None => return false,
             },
             b"lip" => self.lip = address(given),

@@ -1,4 +1,7 @@
 //! Bytes that must not be printed or left behind, and the connection cookie.
+//!
+//! Trust: a cookie shown by a peer is a claim, compared in constant time.
+//! Never: print a secret, or free it as it is.
 
 use std::fmt;
 use std::ops::Deref;

@@ -1,4 +1,7 @@
 //! The client's end of the master protocol.
+//!
+//! Trust: the server is believed about users, not about sizes; lines are bounded.
+//! Never: take an answer for another question than the one of its id.
 
 use std::fmt;
 

@@ -2,6 +2,8 @@
 //!
 //! Rules: what a connection may ask depends on its socket ([`Access`]); anything else is answered FAIL. Answers leave in
 //!        any order; an id gets at most one final answer; one LIST runs at a time, and input stops while it runs.
+//! Trust: a peer may do what its socket's [`Access`] says, whatever it asks for.
+//! Never: answer an id twice, or answer what the socket does not admit.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

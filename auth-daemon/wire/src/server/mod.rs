@@ -6,6 +6,7 @@
 //!          pipelined; answers leave in any order; an id gets at most one answer; a bad request is answered with FAIL
 //!          for its id and touches no other request.
 //! Never:   close because of one bad line while other requests are open (until [`MAX_BAD_LINES`]).
+//! Trust:   the client is hostile; lines, ids, open requests and output are bounded.
 
 mod reply;
 mod request;
@@ -15,13 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use reply::{Reply, Sent};
-pub use request::AuthRequest;
+pub use request::{AuthRequest, RefusedRequest};
 
-use crate::field::{number, write_number};
+use crate::field::{Fields, number, write_number};
 use crate::line::{LineReader, ReadLine};
 use crate::table::Table;
 use crate::{Cookie, Error, FailCode, Kind, MAX_GREETING, MAX_LINE, Mechanism, Secret, Ticket};
-use request::Parsed;
+use request::{Parsed, Refusal};
 
 /// Lines that make no sense before the connection is closed even though requests are open.
 pub const MAX_BAD_LINES: u32 = 20;
@@ -127,7 +128,9 @@ pub enum Step {
     /// close the connection if that fails. Otherwise for logs only.
     ClientPid(u32),
     /// A new request. Answer it with [`Session::reply`] under its ticket.
-    Start(Box<AuthRequest>),
+    Start(AuthRequest),
+    /// A request that was refused, for the driver to tell: nothing is to be answered.
+    Refused(Box<RefusedRequest>),
     /// The client's answer to a challenge.
     Continue {
         /// The request.
@@ -336,7 +339,7 @@ impl Core {
     }
 
     fn line(&mut self, line: &[u8], now: Instant) {
-        let mut fields = line.split(|byte| *byte == b'\t');
+        let mut fields = Fields::of(line);
         let command = fields.next().unwrap_or_default();
         if memchr::memchr(0, line).is_some() {
             // Dovecot cuts the line at NUL, which hides what follows from it but not from others.
@@ -356,7 +359,7 @@ impl Core {
     }
 
     fn overlong(&mut self, head: &[u8]) {
-        let mut fields = head.split(|byte| *byte == b'\t');
+        let mut fields = Fields::of(head);
         let command = fields.next();
         // The id is whole only if a TAB ends it.
         let id = fields.next().filter(|_| fields.next().is_some()).and_then(number);
@@ -399,30 +402,31 @@ impl Core {
             // Two requests under one id cannot both be answered: both end with this one FAIL.
             return self.abort(id, "Request id is already in use", None, CancelCause::Duplicate);
         }
-        let Parsed { mechanism, params, initial } = match request::parse(fields, self.client_minor) {
-            Ok(parsed) => parsed,
-            Err(refusal) => return self.refuse(id, refusal.reason, refusal.code),
-        };
-        let Some(mechanism) = self.config.mechanisms.iter().find(|known| known.name == mechanism).copied()
-        else {
-            return self.refuse(id, "Unsupported authentication mechanism", None);
-        };
-        let Some(service) = params.service.clone().or_else(|| self.config.default_service.clone()) else {
-            return self.refuse(id, "Missing service name", None);
+        let Parsed { mechanism, params, initial } = request::parse(fields, self.client_minor);
+        let service = params.service.clone().or_else(|| self.config.default_service.clone());
+        let known = self.config.mechanisms.iter().find(|known| Some(known.name) == mechanism).copied();
+        let (initial, known, service) = match (initial, known, service) {
+            (Ok(initial), Some(known), Some(service)) => (initial, known, service),
+            (wrong, known, service) => {
+                let Refusal { reason, code } = match (wrong, known) {
+                    (Err(refusal), _) => refusal,
+                    (Ok(_), None) => "Unsupported authentication mechanism".into(),
+                    (Ok(_), Some(_)) => "Missing service name".into(),
+                };
+                self.refuse(id, reason, code);
+                let service = service.unwrap_or_default();
+                let refused = Box::new(RefusedRequest { mechanism, service, params, reason });
+                return self.steps.push_back(Step::Refused(refused));
+            }
         };
         if self.table.is_full() && !self.evict() {
             return self.refuse(id, "Too many requests", Some(FailCode::TempFail));
         }
         let ticket = self.table.insert(id, State::Verifying);
         self.verifying += 1;
-        self.steps.push_back(Step::Start(Box::new(AuthRequest {
-            ticket,
-            mechanism,
-            service,
-            params,
-            initial,
-            arrived: now,
-        })));
+        let mechanism = known;
+        let request = AuthRequest { ticket, mechanism, service, params, initial, arrived: now };
+        self.steps.push_back(Step::Start(request));
     }
 
     fn cont<'a>(&mut self, mut fields: impl Iterator<Item = &'a [u8]>) {

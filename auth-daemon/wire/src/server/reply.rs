@@ -2,6 +2,8 @@
 //!
 //! Rules: one line is built and judged before it becomes output: an OK that a client could misread (too long, or a user
 //!        name that needs escaping, which Postfix, Exim and others do not undo) becomes a temporary FAIL.
+//! Trust: names and texts may come from a stranger or a user file; every one is escaped or refused.
+//! Never: send an OK that names somebody else to a client that does not unescape.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

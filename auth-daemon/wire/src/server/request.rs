@@ -1,4 +1,7 @@
 //! AUTH and CONT lines.
+//!
+//! Trust: every byte is the client's; what cannot be read exactly is refused, not guessed.
+//! Never: take a parameter that stands behind `resp=`.
 
 use std::fmt;
 use std::time::Instant;
@@ -17,8 +20,8 @@ pub struct AuthRequest {
     pub mechanism: Mechanism,
     /// `service=`, `protocol=` or the listener's default.
     pub service: String,
-    /// Everything else the client told.
-    pub params: Params,
+    /// Everything else the client told. Boxed: it is large, and handed on a few times.
+    pub params: Box<Params>,
     /// The initial response: `None` if there was none, `Some` of nothing if it was empty.
     pub initial: Option<Secret>,
     /// When the line was read: penalties count from here.
@@ -37,10 +40,23 @@ impl fmt::Debug for AuthRequest {
     }
 }
 
+/// An AUTH that cannot be begun. It is answered already; the driver may want to tell of it.
+#[derive(Debug)]
+pub struct RefusedRequest {
+    /// The mechanism asked for; `None` if that is no name of one.
+    pub mechanism: Option<MechName>,
+    /// `service=`, `protocol=` or the listener's default; empty if there is none.
+    pub service: String,
+    /// What else the client told, as far as the line was read.
+    pub params: Box<Params>,
+    /// What the client was told.
+    pub reason: &'static str,
+}
+
 pub(super) struct Parsed {
-    pub(super) mechanism: MechName,
-    pub(super) params: Params,
-    pub(super) initial: Option<Secret>,
+    pub(super) mechanism: Option<MechName>,
+    pub(super) params: Box<Params>,
+    pub(super) initial: Result<Option<Secret>, Refusal>,
 }
 
 /// What makes an AUTH line unusable.
@@ -56,14 +72,19 @@ impl From<&'static str> for Refusal {
 }
 
 /// Reads what follows `AUTH<TAB>id`.
-pub(super) fn parse<'a>(
+pub(super) fn parse<'a>(mut fields: impl Iterator<Item = &'a [u8]>, client_minor: u32) -> Parsed {
+    let mechanism = fields.next().and_then(|name| MechName::parse(name).ok());
+    let mut params = Box::<Params>::default();
+    let initial = parameters(fields, &mut params, client_minor);
+    Parsed { mechanism, params, initial }
+}
+
+/// Reads the parameters, and gives the initial response.
+fn parameters<'a>(
     mut fields: impl Iterator<Item = &'a [u8]>,
+    params: &mut Params,
     client_minor: u32,
-) -> Result<Parsed, Refusal> {
-    let Some(Ok(mechanism)) = fields.next().map(MechName::parse) else {
-        return Err("Unsupported authentication mechanism".into());
-    };
-    let mut params = Params::default();
+) -> Result<Option<Secret>, Refusal> {
     let mut initial = None;
     while let Some(field) = fields.next() {
         let (name, value) = split(field);
@@ -89,7 +110,7 @@ pub(super) fn parse<'a>(
             },
         };
     }
-    Ok(Parsed { mechanism, params, initial })
+    Ok(initial)
 }
 
 pub(super) struct Answer {
