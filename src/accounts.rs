@@ -1,5 +1,7 @@
 //! Accounts of the system: who starts the stack, who runs the daemons, whose files they are.
 //!
+//! Trust:     names come from the settings, the command line and sudo's variables; each is looked up before it is
+//!            used.
 //! Never:     as root, write into a folder that somebody else owns: such work is done as that account.
 
 use anyhow::Context as _;

@@ -1,6 +1,7 @@
 //! The self-signed CA of the embedded default and the server certificate it signs.
 //!
 //! Purpose:   made on the first start, renewed when the end is near or the host name changed, otherwise kept.
+//! Trust:     nobody sends it bytes; what it finds in the folder it made is checked before it is kept.
 //! Never:     a key others can read, a CA renewed while it is good (people have told their programs to trust it).
 
 use std::io::Write as _;

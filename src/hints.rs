@@ -1,4 +1,7 @@
 //! What a person can paste into a terminal or type into a mail program after the embedded default has started.
+//!
+//! Trust: the user's name and paths are what the one who started the stack chose; in command lines they are quoted.
+//! Never: show a password, or a command that would have one among its arguments.
 
 use std::fmt::Write as _;
 use std::path::Path;

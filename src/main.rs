@@ -1,6 +1,7 @@
 //! `postern`, the program people type; the same executable is every daemon of the stack.
 //!
 //! Purpose:   sort out which of both this process is, and nothing more.
+//! Trust:     whoever starts the program; arguments only choose what this process becomes.
 //! Never:     open a file or start a thread before a daemon's own start ritual.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,7 @@
 //! What is printed: answers on standard output, mistakes on standard error, both as data with `--json`.
+//!
+//! Trust: texts are printed as they are; who has them from a stranger makes them harmless first.
+//! Never: mix remarks into an answer: standard output is for programs to read.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // The one place that prints.
 

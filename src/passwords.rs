@@ -1,5 +1,6 @@
 //! Passwords on their way in: standard input, a file, the terminal, or made up here; and into a stored string.
 //!
+//! Trust:     whoever types, or whoever wrote the file; longer input than `LONGEST` is refused.
 //! Never:     from an argument, onto the screen while typed, or into a message.
 
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};

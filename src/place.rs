@@ -1,6 +1,8 @@
 //! Which configuration and which state folder a command is about.
 //!
 //! Order: `--config`, `--state-dir`, `$POSTERN_CONFIG`, `$POSTERN_STATE_DIR`, the system's file, `./postern-state`.
+//! Trust: arguments and environment of whoever types the command.
+//! Never: take another folder's stack for the one that was named.
 
 use std::path::{Path, PathBuf};
 

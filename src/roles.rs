@@ -57,6 +57,8 @@ pub(crate) struct Role {
     pub(crate) profile: Option<Profile>,
     /// What landlock leaves it.
     pub(crate) files: Files,
+    /// Limit on its memory, where that does not grow with the connections.
+    pub(crate) memory: Option<u64>,
     /// For people: whom it listens to and talks to.
     pub(crate) network: &'static str,
 }
@@ -71,6 +73,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: boot::SUPERVISOR,
         profile: None,
         files: Files::Unrestricted,
+        memory: None,
         network: "binds all sockets; the admin socket",
     },
     Role {
@@ -80,6 +83,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[],
         profile: Some(Profile::Front),
         files: Files::Users,
+        memory: None,
         network: "unix sockets",
     },
     Role {
@@ -90,6 +94,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: boot::SUPERVISOR,
         profile: Some(Profile::Worker),
         files: Files::Unrestricted,
+        memory: None,
         network: "one unix socket, for `auth`",
     },
     Role {
@@ -99,6 +104,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: boot::SUPERVISOR,
         profile: Some(Profile::Worker),
         files: Files::Unrestricted,
+        memory: None,
         network: "as its modules need",
     },
     Role {
@@ -108,6 +114,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[],
         profile: Some(Profile::Front),
         files: Files::Mail,
+        memory: None,
         network: "accepts on 25, 465, 587",
     },
     Role {
@@ -117,6 +124,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[],
         profile: Some(Profile::Front),
         files: Files::Mail,
+        memory: None,
         network: "accepts on 143, 993, 110, 995",
     },
     Role {
@@ -126,6 +134,8 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[Capability::Setuid, Capability::Setgid, Capability::Setpcap, Capability::Kill],
         profile: Some(Profile::Broker),
         files: Files::Unrestricted,
+        // Those it starts inherit it.
+        memory: Some(imap_pop_lite::mailbox::MEMORY),
         network: "one unix socket, for the fronts",
     },
     Role {
@@ -135,6 +145,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[],
         profile: Some(Profile::Mailbox),
         files: Files::Maildir,
+        memory: Some(imap_pop_lite::mailbox::MEMORY),
         network: "none; streams from the broker",
     },
     Role {
@@ -144,6 +155,7 @@ pub(crate) const ROLES: &[Role] = &[
         capabilities: &[],
         profile: Some(Profile::Front),
         files: Files::System,
+        memory: Some(1 << 30),
         network: "accepts on `metrics.listen`",
     },
 ];
@@ -177,6 +189,9 @@ pub(crate) struct Accounts {
     pub(crate) metrics: Option<Account>,
     /// Group of the sockets between the daemons, where these have different accounts.
     pub(crate) group: Option<u32>,
+    /// Root starts them, and each has the account of its own name: also where only one of them runs, so that a second one
+    /// changes nothing about whose the files are.
+    pub(crate) own: bool,
 }
 
 impl Accounts {
@@ -190,6 +205,7 @@ impl Accounts {
             imap: account.clone(),
             metrics: account,
             group: None,
+            own: false,
         }
     }
 
@@ -220,7 +236,9 @@ impl Accounts {
         };
         let has_imap = !(settings.imap.listener.is_empty() && settings.pop3.listener.is_empty());
         let has_smtp = !settings.smtp.listener.is_empty();
+        let own = root && common.is_none();
         let mut all = Self {
+            own,
             auth: part(settings.auth.run_as.as_ref(), "postern-auth", true)?,
             smtp: part(settings.smtp.run_as.as_ref(), "postern-smtp", has_smtp)?,
             // Mail belongs to it also where only SMTP is served.
@@ -299,14 +317,23 @@ impl Accounts {
         Ok(true)
     }
 
-    /// Whether the daemons are who they were, as far as files are theirs.
+    /// Whether the daemons are who they were, as far as files are theirs. With accounts of their own, one more or less changes
+    /// nothing for the others.
     pub(crate) fn keeps_files_of(&self, before: &Self) -> bool {
         let uids = |who: &Self| [&who.auth, &who.smtp, &who.imap].map(|one| one.as_ref().map(|one| one.uid));
-        uids(self) == uids(before)
+        let own = self.own && before.own;
+        self.own == before.own
+            && uids(self)
+                .iter()
+                .zip(uids(before))
+                .all(|(now, then)| *now == then || (own && (now.is_none() || then.is_none())))
     }
 
     /// Whether the parts that share files and sockets have different accounts.
     pub(crate) fn distinct(&self) -> bool {
+        if self.own {
+            return true;
+        }
         let uids: Vec<u32> =
             [&self.auth, &self.smtp, &self.imap].into_iter().flatten().map(|one| one.uid).collect();
         uids.windows(2).any(|pair| pair.first() != pair.last())
@@ -409,6 +436,7 @@ pub(crate) fn daemon(
         ids,
         profile,
         capabilities: Some(capabilities.to_vec()),
+        memory: role.memory,
         files: reach(files, settings, accounts),
         ..plan
     }
@@ -605,8 +633,8 @@ mod tests {
     /// The table of docs/architecture.md.
     fn manual() -> String {
         let mut text =
-            "| Process | Account | Groups | Kept of root's power | System calls | Files | Network |\n\
-                        | --- | --- | --- | --- | --- | --- | --- |\n"
+            "| Process | Account | Groups | Kept of root's power | System calls | Files | Memory | Network |\n\
+                        | --- | --- | --- | --- | --- | --- | --- | --- |\n"
                 .to_owned();
         for role in ROLES {
             let list = |names: Vec<&str>| if names.is_empty() { "-".to_owned() } else { names.join(", ") };
@@ -621,8 +649,9 @@ mod tests {
                 Files::System => "libraries",
             };
             let groups = list(role.groups.to_vec());
+            let memory = role.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} GiB", bytes >> 30));
             text += &format!(
-                "| `{}` | {} | {groups} | {kept} | {profile} | {files} | {} |\n",
+                "| `{}` | {} | {groups} | {kept} | {profile} | {files} | {memory} | {} |\n",
                 role.name, role.account, role.network
             );
         }

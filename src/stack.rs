@@ -1,4 +1,7 @@
 //! From settings to processes: the plan the supervisor carries out.
+//!
+//! Trust: nobody; made of the administrator's settings and the machine's accounts.
+//! Never: tell a daemon another one's settings: each gets its own slice.
 
 use std::path::{Path, PathBuf};
 
@@ -302,6 +305,7 @@ mod tests {
             imap: of(14),
             metrics: of(11),
             group: Some(90),
+            own: true,
         };
         let made = plan(&settings, &each).expect("a plan");
         let uids: Vec<_> = made.daemons.iter().filter_map(|d| Some((d.role, d.ids.as_ref()?.uid))).collect();

@@ -69,10 +69,22 @@ pub(crate) fn claim(folder: &Path, account: Option<&Account>) -> anyhow::Result<
         }
         Ok(meta) => {
             let theirs = owner_name(meta.uid());
-            let advice = if current.uid == 0 {
-                format!("choose another, or give it away: chown -R {} {}", owner.name, folder.display())
+            let nameless = owner.name.parse::<u32>().is_ok();
+            let whom =
+                if nameless { format!("{}:{}", owner.uid, owner.gid) } else { format!("{}:", owner.name) };
+            let advice = if current.uid == 0 && account.is_none() {
+                // Its parts are not root's: lay_out() names whose.
+                format!(
+                    "choose another, or give it away, but not all that is in it: chown root: {0} {0}/sockets",
+                    folder.display()
+                )
+            } else if current.uid == 0 {
+                format!("choose another, or give it away: chown -R {whom} {}", folder.display())
             } else {
-                format!("choose another --state-dir, or start as {theirs}")
+                format!(
+                    "choose another --state-dir, start as {theirs}, or let root give it away: chown -R {whom} {}",
+                    folder.display()
+                )
             };
             let text = format!(
                 "the state folder {} belongs to {theirs}, not to {}; {advice}",
@@ -125,13 +137,22 @@ fn give(folder: &Path, (uid, gid): (u32, u32), mode: u32) -> std::io::Result<()>
     opened.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Makes the parts of a state folder whose daemons have an account each. The folder itself is root's, so its entries can be
-/// trusted: nobody else can exchange them.
+/// Makes the parts of a state folder that must be there before the daemons start. Where these have an account each the folder
+/// itself is root's, so its entries can be trusted: nobody else can exchange them.
 pub(crate) fn lay_out(settings: &Settings, who: &Accounts) -> anyhow::Result<()> {
-    if !who.distinct() || !accounts::is_root() {
-        return Ok(());
-    }
     let folder = &settings.state_dir;
+    let mail = folder.join("mail");
+    let has_mail = settings.mail.mailboxes == conf::Mailboxes::Virtual
+        && settings.has_fronts()
+        && Path::new(&settings.mail.home).starts_with(&mail);
+    if !who.distinct() || !accounts::is_root() {
+        // Its daemons reach what is in the folder by then, not the folder itself.
+        return if has_mail && !mail.exists() {
+            accounts::acting_as(who.owner(), || make_folder(&mail, 0o700))?
+        } else {
+            Ok(())
+        };
+    }
     for account in [&who.auth, &who.imap].into_iter().flatten() {
         if !accounts::reaches(account, folder)? {
             return Err(out_of_reach(account, folder));
@@ -139,10 +160,7 @@ pub(crate) fn lay_out(settings: &Settings, who: &Accounts) -> anyhow::Result<()>
     }
     part(&folder.join("sockets"), 0o755, None)?;
     part(&roles::auth_folder(settings, who), 0o700, who.auth.as_ref())?;
-    let mail = folder.join("mail");
-    if settings.mail.mailboxes == conf::Mailboxes::Virtual
-        && Path::new(&settings.mail.home).starts_with(&mail)
-    {
+    if has_mail {
         part(&mail, 0o700, who.imap.as_ref())?;
     }
     for passdb in &settings.auth.passdb {
@@ -432,6 +450,9 @@ mod tests {
             let error = claim(&theirs, None).expect_err("not ours");
             assert!(error.to_string().contains("belongs to uid 12345, not to root"), "{error}");
             assert_eq!(boot::exit::code_of(&error, boot::exit::FAILURE), boot::exit::NOPERM);
+            let account = crate::accounts::named("daemon").expect("daemon");
+            let error = claim(&theirs, Some(&account)).expect_err("not the daemon's").to_string();
+            assert!(error.contains(&format!("chown -R daemon: {}", theirs.display())), "{error}");
         }
     }
 }

@@ -1,4 +1,8 @@
 //! `[[auth.passdb]]` and `[[auth.userdb]]`: what is allowed in an entry depends on its `driver`, which is read first.
+//!
+//! Trust: entries are the administrator's text; a key that the entry's driver does not have is an error with its
+//!        place.
+//! Never: take a key that another driver would understand.
 
 use toml::de::DeTable;
 

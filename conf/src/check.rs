@@ -1,4 +1,7 @@
 //! What no single key can tell: names that clash, listeners without a certificate, files that are not there.
+//!
+//! Trust: settings are the administrator's; files they name may be anybody's and are opened by `guarded.rs`.
+//! Never: ask the machine anything in `semantics`, or stop at the first mistake.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -30,6 +33,7 @@ const MECHANISMS: &[&str] = &[
 /// Everything that can be said without looking at the machine.
 pub(crate) fn semantics(cx: &mut Cx, settings: &Settings) {
     names_and_domains(cx, settings);
+    log_level(cx, &settings.log.level);
     let mut seen = Listeners::default();
     for (i, listener) in settings.auth.listener.iter().enumerate() {
         seen.name(cx, &format!("auth.listener[{i}]"), &listener.name);
@@ -111,6 +115,23 @@ fn names_and_domains(cx: &mut Cx, settings: &Settings) {
     mechanisms(cx, "auth.mechanisms", &settings.auth.mechanisms, &[]);
 }
 
+/// The rule of the daemons (`boot::logging`): each part is a level, alone or behind a name and `=`.
+fn log_level(cx: &mut Cx, level: &str) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let known = |part: &str| {
+        let word = part.rsplit_once('=').map_or(part, |(_, word)| word).trim();
+        LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word))
+    };
+    let mut parts = level.split(',').map(str::trim).filter(|part| !part.is_empty());
+    if let Some(wrong) = parts.find(|part| !known(part)) {
+        cx.problem_at(
+            "log.level",
+            format!("`{wrong}` is not a log level"),
+            "write off, error, warn, info, debug or trace, or levels by daemon such as \"auth=debug,info\"",
+        );
+    }
+}
+
 fn mechanisms(cx: &mut Cx, path: &str, listed: &[String], also: &[&'static str]) {
     for (i, name) in listed.iter().enumerate() {
         let known = || MECHANISMS.iter().chain(also).copied();
@@ -157,7 +178,8 @@ fn auth_listener(cx: &mut Cx, settings: &Settings, i: usize) {
         }
     }
     let kinds = [AuthListenerKind::Client, AuthListenerKind::Login, AuthListenerKind::Saslauthd];
-    if kinds.contains(&listener.kind) && settings.auth.passdb.is_empty() {
+    // A socket that the file does not place serves the fronts, and fronts_need_users() tells of these.
+    if cx.places.contains_key(&path) && kinds.contains(&listener.kind) && settings.auth.passdb.is_empty() {
         cx.problem_at(
             &path,
             format!("listener `{}` has no passdb to ask", listener.name),
@@ -266,7 +288,9 @@ fn fronts_need_users(cx: &mut Cx, settings: &Settings) {
             "add `[[auth.userdb]]`, for example with `driver = \"passwd-file\"` and `path = \"users\"`",
         );
     }
-    if settings.auth.passdb.is_empty() && !cx.places.contains_key("auth.passdb") {
+    // Empty also where what stands there could not be read.
+    let told = cx.places.get("auth.passdb").is_some_and(|at| cx.problems.iter().any(|p| p.is_within(at)));
+    if settings.auth.passdb.is_empty() && !told {
         cx.problem_at(
             front,
             "nobody can log in without a passdb",

@@ -2,6 +2,7 @@
 //!
 //! Purpose:   one small type per way of writing: durations, sizes, modes, addresses, paths, lists, words.
 //! Trust:     values come from a parsed document; whatever does not fit is reported with what would.
+//! Never:     read a secret out of the file: the key is refused with where to put it (`SecretText`).
 
 use std::fmt::Write as _;
 use std::marker::PhantomData;
@@ -278,7 +279,15 @@ impl Codec for Time {
     const KIND: Kind = Kind::Value("a duration such as `30s`");
 
     fn read(cx: &mut Cx, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Duration> {
+        let negative = |cx: &mut Cx| {
+            let title = format!("`{}` cannot be negative", leaf(path));
+            cx.problem(value.span(), title, "write a duration such as \"30s\"; the units are ms, s, m, h, d");
+        };
         if let DeValue::Integer(number) = value.get_ref() {
+            if number.as_str().starts_with('-') {
+                negative(cx);
+                return None;
+            }
             cx.problem(
                 value.span(),
                 format!("`{}` needs a unit", leaf(path)),
@@ -288,7 +297,9 @@ impl Codec for Time {
         }
         let raw = text(cx, path, value, "a duration such as \"30s\"")?;
         let time = parse_time(raw);
-        if time.is_none() {
+        if time.is_none() && raw.trim().strip_prefix('-').is_some_and(|rest| parse_time(rest).is_some()) {
+            negative(cx);
+        } else if time.is_none() {
             cx.problem(
                 value.span(),
                 format!("`{raw}` is not a duration"),

@@ -1,4 +1,7 @@
 //! The settings of a start without any file: everything on loopback, below one folder.
+//!
+//! Trust: whoever types the command line that starts the stack.
+//! Never: listen beyond loopback unless told to.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

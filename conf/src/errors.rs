@@ -1,6 +1,8 @@
 //! Everything that is wrong with a file, in one go.
 //!
 //! Purpose:   each mistake with line, column, the line itself and what to do; as text for people or as data.
+//! Trust:     excerpts are the administrator's own lines.
+//! Never:     show more than one line of the file for a mistake.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -27,6 +29,11 @@ impl Problem {
     /// A mistake at a byte range of the file.
     pub(crate) fn at(span: Range<usize>, title: impl Into<String>, help: impl Into<String>) -> Self {
         Self { title: title.into(), help: help.into(), line: 0, column: 0, span: Some(span) }
+    }
+
+    /// Whether it is about a part of this range.
+    pub(crate) fn is_within(&self, range: &Range<usize>) -> bool {
+        self.span.as_ref().is_some_and(|span| range.start <= span.start && span.end <= range.end)
     }
 
     /// A mistake outside the text: an unreadable file, a missing folder.

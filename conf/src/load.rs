@@ -1,6 +1,7 @@
 //! From text to settings: parse, walk, resolve, check.
 //!
 //! Trust:     any text; all mistakes are collected before the answer.
+//! Never:     give settings to run with while there is a mistake in the text.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,6 @@
 //! The known word nearest to a mistyped one.
+//!
+//! Trust: the mistyped word is the administrator's, candidates are ours; it only makes a hint.
 
 /// The candidate that is one or two slips (a third of its length at most) away from `word`, the nearest first.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -1,5 +1,6 @@
 //! The commented sample and the manual, printed from the declarations.
 //!
+//! Trust:     nobody; made of the declarations, and for `config show` of the settings.
 //! Never:     edit what this prints by hand; a test compares the committed files with it.
 
 use std::fmt::Write as _;

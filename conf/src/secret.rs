@@ -1,6 +1,7 @@
 //! A text nobody may see by accident.
 //!
 //! Purpose:   carry passwords and private keys from a file to the one place that uses them.
+//! Trust:     what is in here is secret, whoever wrote it.
 //! Never:     show the text in `Debug`, leave it in memory after drop.
 
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,8 @@
 //! What each daemon is told: its slice of the settings, with key material in place of paths.
 //!
 //! Purpose:   the supervisor builds slices and hands them to children through sealed memory, as JSON.
+//! Trust:     the supervisor makes slices from the administrator's settings; a daemon reads them from a sealed
+//!            descriptor.
 //! Never:     a slice holds a secret that its daemon does not need (the auth daemon gets no TLS key, a front no
 //!            password file).
 

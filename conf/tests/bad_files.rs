@@ -76,6 +76,8 @@ fn one_mistake_each() {
         ("version = 1\nlog = 5\n", 2, 7, "`log` is a number", "[log]"),
         // Values.
         ("version = 1\ngrace_time = 10\n", 2, 14, "`grace_time` needs a unit", "\"10s\""),
+        ("version = 1\ngrace_time = -5\n", 2, 14, "`grace_time` cannot be negative", "\"30s\""),
+        ("version = 1\ngrace_time = \"-5s\"\n", 2, 14, "`grace_time` cannot be negative", "\"30s\""),
         ("version = 1\ngrace_time = \"10 fortnights\"\n", 2, 14, "is not a duration", "\"30s\""),
         ("version = 1\ngrace_time = true\n", 2, 14, "`grace_time` is true or false", "a duration"),
         ("version = 1\n[smtp]\nmax_message_size = \"25X\"\n", 3, 20, "`25X` is not a size", "\"25M\""),
@@ -88,6 +90,15 @@ fn one_mistake_each() {
             "`jsn` is not a value of `format`",
             "did you mean \"json\"?",
         ),
+        ("version = 1\n[log]\nlevel = \"loud\"\n", 3, 9, "`loud` is not a log level", "error, warn, info"),
+        (
+            "version = 1\n[log]\nlevel = \"auth=loud,info\"\n",
+            3,
+            9,
+            "`auth=loud` is not a log level",
+            "\"auth=debug,info\"",
+        ),
+        ("version = 1\n[log]\nlevel = \"auth,info\"\n", 3, 9, "`auth` is not a log level", "trace"),
         ("version = 1\n[tls]\nminimum = \"1.1\"\n", 3, 11, "`1.1` is not a value", "\"1.2\", \"1.3\""),
         ("version = 1\n[tls]\nminimum = 1.2\n", 3, 11, "`minimum` is a decimal number", "\"1.2\""),
         ("version = 1\nstate_dir = \"~/mail\"\n", 2, 13, "begins with `~`", "whole path"),
@@ -242,6 +253,30 @@ fn one_mistake_beside_what_is_right() {
         assert!(only.title.contains(title), "{text}\n{only:#?}");
         assert!(only.help.contains(help), "{text}\n{only:#?}");
     }
+}
+
+/// As docs/logging.md has them.
+#[test]
+fn log_levels() {
+    for level in ["warn", "INFO", "off", "", "auth=debug,info", "info, auth::ok=warn", "smtp=trace"] {
+        let found = problems(&format!("version = 1\n[log]\nlevel = \"{level}\"\n"));
+        assert_eq!(found, [], "{level}");
+    }
+}
+
+/// Sockets that the administrator did not write have names that say nothing to him.
+#[test]
+fn sockets_between_the_daemons_are_not_named() {
+    let front = "[[pop3.listener]]\nname = \"p\"\naddress = \"127.0.0.1:110\"\n";
+    for above in ["version = 1\n", "version = 1\nauth.passdb = []\n"] {
+        let found = problems(&format!("{above}{front}"));
+        assert!(found.iter().all(|p| !p.title.contains("fronts-")), "{found:#?}");
+        let told: Vec<_> = found.iter().filter(|p| p.title.contains("without a passdb")).collect();
+        assert!(told.len() == 1 && told[0].help.contains("[[auth.passdb]]"), "{found:#?}");
+    }
+    let found = problems(&format!("version = 1\n{front}[auth.passdb]\ndriver = \"pam\"\n"));
+    let about = |p: &&Problem| p.title.contains("passdb");
+    assert_eq!(found.iter().filter(about).count(), 1, "{found:#?}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //!
 //! Trust:     names and paths come from the authentication daemon; they are checked once more, because a
 //!            wrong one would open somebody else's mail.
+//! Never:     expand what the daemon has expanded already, or give a path that is not absolute or has `..` in it.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use maildir::{FolderName, Maildir, Store};
 
@@ -16,6 +17,8 @@ pub(crate) enum Error {
     NoHome,
     #[error("mail location is not an absolute path: {0}")]
     Relative(String),
+    #[error("mail location has `..` in it: {0}")]
+    Parent(String),
     #[error("unknown variable in the mail location: %{{{0}}}")]
     Variable(String),
     #[error("user name cannot be part of a path: {0:?}")]
@@ -54,29 +57,39 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// The Maildir of a user.
+    /// The Maildir of a user. `mail` is taken as it is: the daemon has expanded it, and a user's name may be in it.
     pub(crate) fn root(&self, who: &Welcome) -> Result<PathBuf, Error> {
         let home = match &who.home {
             Some(home) => Some(home.clone()),
             None if self.home.is_empty() => None,
             None => Some(self.absolute(&self.expand(&self.home, &who.user, None)?)?),
         };
-        let place = match &who.mail {
-            Some(mail) => mail.clone(),
-            None => self.location.clone(),
+        let (place, told) = match &who.mail {
+            Some(mail) => (mail.clone(), true),
+            None => (self.expand(&self.location, &who.user, home.as_deref())?, false),
         };
-        let place = self.expand(&place, &who.user, home.as_deref())?;
         let place = match place.split_once(':') {
-            Some(("maildir", path)) => path.to_owned(),
+            // `maildir:~/Maildir:INDEX=…`: what follows a colon is Dovecot's business.
+            Some(("maildir", path)) => path.split(':').next().unwrap_or_default(),
             Some((kind, _)) if !kind.contains('/') => return Err(Error::Kind(kind.to_owned())),
-            _ => place,
+            _ => &place,
         };
-        // `maildir:~/Maildir:INDEX=…`: what follows a colon is Dovecot's business.
-        let place = place.split(':').next().unwrap_or_default();
-        match place.strip_prefix("~/") {
-            Some(rest) => Ok(home.ok_or(Error::NoHome)?.join(rest)),
-            None => self.absolute(place),
+        let root = match place.strip_prefix('~') {
+            Some("") => home.ok_or(Error::NoHome)?,
+            Some(below) if below.starts_with('/') => {
+                home.ok_or(Error::NoHome)?.join(below.trim_start_matches('/'))
+            }
+            // Only our own template may be meant from our folder.
+            None if !told => self.absolute(place)?,
+            _ => PathBuf::from(place),
+        };
+        if !root.is_absolute() {
+            return Err(Error::Relative(root.display().to_string()));
         }
+        if root.components().any(|part| part == Component::ParentDir) {
+            return Err(Error::Parent(root.display().to_string()));
+        }
+        Ok(root)
     }
 
     fn absolute(&self, path: &str) -> Result<PathBuf, Error> {
@@ -130,7 +143,7 @@ impl Places {
             };
         }
         // One path element and no more.
-        if value.is_empty() || value.contains(['/', '\0']) || value.starts_with('.') {
+        if value.is_empty() || value.contains(['/', ':', '\0']) || value.starts_with('.') {
             return Err(Error::User(value));
         }
         Ok(value)
@@ -206,21 +219,52 @@ mod tests {
             ("bob@mail.example", Some("/home/bob"), None, "/home/bob/Maildir"),
             ("bob@mail.example", Some("/home/bob"), Some("maildir:~/Mail"), "/home/bob/Mail"),
             ("bob@mail.example", Some("/home/bob"), Some("maildir:~/Mail:INDEX=/x"), "/home/bob/Mail"),
-            ("bob@x", None, Some("/srv/%{domain}/%{username}"), "/srv/x/bob"),
-            ("Bob@x", None, Some("/srv/%{user | lower}"), "/srv/bob@x"),
+            ("bob@x", Some("/home/bob"), Some("maildir:~"), "/home/bob"),
+            ("bob@x", Some("/home/bob"), Some("~"), "/home/bob"),
+            ("bob@x", Some("/home/bob"), Some("~//Mail"), "/home/bob/Mail"),
+            ("bob@x", None, Some("/a:b"), "/a:b"),
+            // What the daemon says is not expanded again.
+            ("bob@x", None, Some("maildir:/srv/%{domain}"), "/srv/%{domain}"),
+            ("%{home}@x", None, Some("maildir:/srv/%{home"), "/srv/%{home"),
         ] {
             assert_eq!(places().root(&who(user, home, mail)).unwrap(), Path::new(want), "{user} {mail:?}");
+        }
+        for (user, location, want) in [
+            ("bob@x", "/srv/%{domain}/%{username}", "/srv/x/bob"),
+            ("Bob@x", "/srv/%{user | lower}", "/srv/bob@x"),
+            ("bob@x", "mail/%{username}", "/state/mail/bob"),
+        ] {
+            let places = Places { location: location.into(), ..places() };
+            assert_eq!(places.root(&who(user, None, None)).unwrap(), Path::new(want), "{user} {location}");
         }
     }
 
     #[test]
     fn names_that_would_leave_the_tree_are_refused() {
-        for user in ["../bob@mail.example", "a/b@mail.example", ".@mail.example", "", "..@x", "@mail.example"]
-        {
+        for user in [
+            "../bob@mail.example",
+            "a/b@mail.example",
+            "a:b@mail.example",
+            ".@mail.example",
+            "",
+            "..@x",
+            "@mail.example",
+        ] {
             assert!(places().root(&who(user, None, None)).is_err(), "{user}");
         }
         assert!(matches!(places().root(&who("b@x", None, Some("mbox:~/m"))), Err(Error::Kind(_))));
-        assert!(matches!(places().root(&who("b@x", None, Some("%{nope}"))), Err(Error::Variable(_))));
-        assert!(matches!(places().root(&who("b@x", None, Some("/x/%{user"))), Err(Error::Variable(_))));
+        for mail in ["/srv/../etc", "maildir:/srv/..", "maildir:~/../alice", "~/.."] {
+            let root = places().root(&who("b@x", Some("/home/b"), Some(mail)));
+            assert!(matches!(root, Err(Error::Parent(_))), "{mail}");
+        }
+        for mail in ["srv/mail", "", "maildir:", "~alice/Mail", "%{home}/Mail"] {
+            let root = places().root(&who("b@x", Some("/home/b"), Some(mail)));
+            assert!(matches!(root, Err(Error::Relative(_))), "{mail}");
+        }
+        assert!(matches!(places().root(&who("b@x", Some("/home/../x"), None)), Err(Error::Parent(_))));
+        for location in ["%{nope}", "/x/%{user"] {
+            let places = Places { location: location.into(), ..places() };
+            assert!(matches!(places.root(&who("b@x", None, None)), Err(Error::Variable(_))), "{location}");
+        }
     }
 }

@@ -7,6 +7,8 @@
 //! Mail:    the front says a name; the authentication daemon says whether there is such a user.
 //! Ids:     from the name service, looked up here. A uid that only a user database gives counts within
 //!          `first_valid_uid` … `last_valid_uid`; root never.
+//! Trust:   fronts may be taken over: they say which login or user they mean, and are believed about nothing that
+//!          follows from it.
 //! Never:   take an id or a place from a front; read a byte of what is passed on; open a file; talk to the network.
 
 mod processes;

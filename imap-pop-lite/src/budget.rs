@@ -1,4 +1,7 @@
 //! How many bytes of whole messages may be in memory at once, for all sessions together.
+//!
+//! Trust: sizes are those of stored messages, which strangers sent.
+//! Never: wait for a client while a share is held.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 

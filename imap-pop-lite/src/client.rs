@@ -1,19 +1,30 @@
 //! What an IMAP and a POP3 connection have in common: the socket, the login, handing the session over, and what the
 //! log says about each.
 //!
+//! Trust:   the client is a stranger until the authentication daemon says who it is.
 //! Never:   a password or a user file; the authentication daemon decides.
 
 use std::io;
 use std::sync::Arc;
 
+use boot::DrainToken;
 use boot::courier::{self, Ask, Protocol, Why};
 use tls_config::Acceptor;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use crate::login::{Attempt, Denied, Exchange, Kept, Verdict, Welcome};
 use crate::relay;
 use crate::server::{Live, Peer, Shared};
 use crate::stream::Connection;
+
+/// Waits until then; without an end where there is none.
+pub(crate) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// What a step of a session means for its connection.
 pub(crate) enum Next {
@@ -177,6 +188,17 @@ impl Client {
                 Err(Some(refusal.why))
             }
         }
+    }
+
+    /// From now on somebody else hosts the session; `ahead` is what the client has sent and nobody has read.
+    pub(crate) async fn relay(
+        &mut self,
+        mailbox: UnixStream,
+        ahead: &[u8],
+        drain: &mut DrainToken,
+    ) -> io::Result<&'static str> {
+        self.connection.flush().await?;
+        relay::run(&mut self.connection, mailbox, ahead, drain).await
     }
 
     /// Says who logged in, where the protocol knows it with the number of messages.

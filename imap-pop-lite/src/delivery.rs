@@ -1,7 +1,10 @@
 //! The receiving end of a delivery channel: takes one message for one mailbox.
 //!
+//! Trust:   the SMTP server, told by the kernel who it is; it may be taken over. What it sends is a stranger's message.
 //! Durable: `Staged` is said when the message is written and synced in `tmp`, `Done` when it is renamed into `new` and the
-//!          folder is synced. Whatever ends the connection before `Commit` leaves nothing.
+//!          folder is synced. Whatever ends the connection before `Commit` leaves nothing, afterwards the message.
+//! Undo:    the front may take back the message it has just delivered here, and only as long as nobody has picked it up: SMTP
+//!          has one answer for all recipients.
 //! Never:   tell the other end anything about the mailbox but whether the message fits; do anything but append.
 
 use std::io;
@@ -12,7 +15,7 @@ use std::time::Duration;
 use auth_client::{AuthClient, Config as AuthConfig};
 use boot::Drain;
 use boot::courier::{self, Answer, Ask, Kind, Refusal, Why};
-use maildir::{Maildir, Staged};
+use maildir::{Maildir, Placed, Staged};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -100,6 +103,8 @@ async fn open(
 enum Stage {
     Open(Box<maildir::Delivery>),
     Staged(Box<Staged>),
+    /// In the mailbox, with its size.
+    Done(Box<Placed>, u64),
     /// Failed, told when the front asks.
     Failed(Refusal),
 }
@@ -139,8 +144,14 @@ async fn take(
     };
     answer(stream, &Answer::Ready { user: user.to_owned() }).await?;
     loop {
-        let record = tokio::time::timeout(SILENCE, courier::read(stream)).await??;
+        let record = tokio::time::timeout(SILENCE, courier::read(stream)).await;
+        let record = match record.map_err(io::Error::from).flatten() {
+            // However the connection ends, the message is in the mailbox.
+            Err(_) if matches!(stage, Stage::Done(..)) => None,
+            record => record?,
+        };
         stage = match (record, stage) {
+            (None, Stage::Done(_, size)) => return Ok(Some(size)),
             (None, stage) => {
                 // Removing the file is file work, too.
                 files.run(move || drop(stage)).await;
@@ -175,10 +186,10 @@ async fn take(
             (Some((Kind::Commit, _)), Stage::Staged(staged)) => {
                 let size = staged.size();
                 match files.run(move || staged.commit()).await {
-                    Some(Ok(())) => {
+                    Some(Ok(placed)) => {
                         // It is in the mailbox, whether the front still wants to know or not.
                         answer(stream, &Answer::Done).await?;
-                        return Ok(Some(size));
+                        Stage::Done(Box::new(placed), size)
                     }
                     failed => {
                         let refusal = refusal(failed.and_then(Result::err));
@@ -186,6 +197,15 @@ async fn take(
                         return Ok(None);
                     }
                 }
+            }
+            (Some((Kind::Undo, _)), Stage::Done(placed, size)) => {
+                let undone = files.run(move || placed.take_back()).await;
+                let (said, stays) = match undone {
+                    Some(Ok(())) => (Answer::Undone, None),
+                    failed => (Answer::Refused(refusal(failed.and_then(Result::err))), Some(size)),
+                };
+                answer(stream, &said).await?;
+                return Ok(stays);
             }
             (Some((kind, _)), stage) => {
                 files.run(move || drop(stage)).await;
@@ -211,4 +231,56 @@ pub(crate) fn refusal(error: Option<maildir::Error>) -> Refusal {
         _ => Why::Temporary,
     };
     Refusal { why, text: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn heard(front: &mut UnixStream) -> Answer {
+        let (kind, body) = courier::read(front).await.unwrap().unwrap();
+        assert_eq!(kind, Kind::Answer);
+        courier::decode(&body).unwrap()
+    }
+
+    /// Delivers a message, lets `between` happen, asks for it back; the answer.
+    async fn taken_back(root: &std::path::Path, between: impl FnOnce()) -> Answer {
+        let (mut front, ours) = UnixStream::pair().unwrap();
+        let root = root.to_owned();
+        let served = tokio::spawn(async move {
+            serve(&Files::new(), root, "u".to_owned(), "s".to_owned(), ours).await;
+        });
+        assert!(matches!(heard(&mut front).await, Answer::Ready { .. }));
+        front.write_all(&courier::data(b"Subject: x\r\n\r\nx\r\n")).await.unwrap();
+        for (kind, want) in [(Kind::Stage, Answer::Staged), (Kind::Commit, Answer::Done)] {
+            front.write_all(&courier::bare(kind)).await.unwrap();
+            assert_eq!(heard(&mut front).await, want);
+        }
+        between();
+        front.write_all(&courier::bare(Kind::Undo)).await.unwrap();
+        let said = heard(&mut front).await;
+        served.await.unwrap();
+        said
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_taken_back_unless_somebody_picked_it_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("Maildir");
+        let files = |sub: &str| -> Vec<PathBuf> {
+            std::fs::read_dir(root.join(sub)).unwrap().map(|entry| entry.unwrap().path()).collect()
+        };
+        let count = |sub: &str| files(sub).len();
+        let said = taken_back(&root, || assert_eq!(count("new"), 1)).await;
+        assert_eq!((said, count("new")), (Answer::Undone, 0));
+        let seen = || {
+            let message = files("new").remove(0);
+            let mut name = message.file_name().unwrap().to_owned();
+            name.push(":2,S");
+            std::fs::rename(&message, root.join("cur").join(name)).unwrap();
+        };
+        let said = taken_back(&root, seen).await;
+        assert!(matches!(said, Answer::Refused(_)), "{said:?}");
+        assert_eq!((count("new"), count("cur"), count("tmp")), (0, 1, 0));
+    }
 }

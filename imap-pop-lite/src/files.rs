@@ -3,6 +3,9 @@
 //! Store calls take microseconds, unless they wait for a lock that another program holds. So a few threads
 //! do all the work, and more are started only when work has waited for a while; those go again when idle.
 //! (The runtime's own pool starts a thread whenever none happens to be idle, and soon has hundreds.)
+//!
+//! Trust: the work is ours; how long it takes is up to disks, and to programs that hold locks.
+//! Never: run on the runtime's threads; let work that panics take a thread along.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,6 +4,8 @@
 //!            authentication daemon decide who comes in, and hosts the sessions on the Maildir store.
 //! Protocols: the `imap` and `pop3` crates speak them; nothing here parses or prints a line.
 //! Store:     the `maildir` crate is the only code that touches mail; its calls run on threads of their own.
+//! Trust:     clients are strangers until the authentication daemon says who they are, and then users of their own
+//!            mail only.
 //! Never:     look at a user file or keep a password; hold a thread, a lock or a whole message while a
 //!            client is waited for.
 

@@ -2,6 +2,9 @@
 //!
 //! The daemon decides; nothing here knows a password or a user file. The trait exists so that the
 //! protocols can be tried without a daemon.
+//!
+//! Trust: the authentication daemon's word about who somebody is. What the client sent is passed on, never looked at.
+//! Never: say that a password is wrong when nobody could decide.
 
 use std::future::Future;
 use std::net::SocketAddr;

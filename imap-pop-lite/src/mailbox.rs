@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use boot::courier::{self, Answer, Protocol, Refusal, Why};
-use boot::sandbox::{Access, Status};
+use boot::sandbox::{Access, Restricted, Status};
 use boot::seccomp::{Mode, Profile};
 use boot::{Control, Drain, DrainToken, Event};
 use conf::{ImapSlice, MailboxSlice, SandboxMode};
@@ -33,6 +33,8 @@ use crate::server::{Peer, Shared};
 use crate::stream::Connection;
 use crate::{imap_host, pop3_host};
 
+/// Messages that may come in at a time: each takes two descriptors, and sessions need some as well.
+const DELIVERIES: usize = 256;
 /// Time for last words to clients when the broker is gone: the process is killed soon after.
 const AFTER_LOSS: Duration = Duration::from_millis(300);
 
@@ -56,6 +58,9 @@ pub(crate) enum Handed {
     Delivery(String, String),
 }
 
+/// Limit on the memory of one process: a mailbox that makes it grow without end takes itself down, not the machine.
+pub const MEMORY: u64 = 4 << 30;
+
 /// What the process tells the broker.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -66,8 +71,34 @@ pub(crate) enum Note {
     Moved(u64),
     /// The Maildir cannot be opened; the process ends.
     Broken,
-    /// Whether anybody is served.
-    Busy(bool),
+    /// Who is served now: told after every stream that was handed over, and at every change.
+    Serves(Uses),
+}
+
+/// What a mailbox process is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Uses {
+    pub(crate) sessions: bool,
+    pub(crate) deliveries: bool,
+}
+
+impl Uses {
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self { sessions: self.sessions || other.sessions, deliveries: self.deliveries || other.deliveries }
+    }
+}
+
+impl Handed {
+    pub(crate) fn uses(&self) -> Uses {
+        match self {
+            Self::Session(..) => Uses { sessions: true, deliveries: false },
+            Self::Delivery(..) => Uses { sessions: false, deliveries: true },
+        }
+    }
 }
 
 /// The daemon: called in its own process by the broker.
@@ -77,7 +108,8 @@ pub(crate) enum Note {
 pub fn main(start: boot::Start) -> anyhow::Result<()> {
     let slice = MailboxSlice::from_json(&start.slice).context("reading the configuration slice")?;
     let place = prepare(&slice.root);
-    confine(&slice, place.is_ok())?;
+    let restricted = confine(&slice, place.is_ok())?;
+    start.control.restricted(restricted).context("telling the broker")?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let result = runtime.block_on(run(slice, place, start.control));
@@ -88,26 +120,33 @@ pub fn main(start: boot::Start) -> anyhow::Result<()> {
 
 /// The rest of the start ritual: it has to wait until the Maildir is there. The threads that work on files come after this, so
 /// it holds for them.
-fn confine(slice: &MailboxSlice, is_open: bool) -> anyhow::Result<()> {
+fn confine(slice: &MailboxSlice, is_open: bool) -> anyhow::Result<Restricted> {
     let mode = match slice.process.sandbox {
         SandboxMode::On => Mode::On,
         SandboxMode::Log => Mode::Log,
         SandboxMode::Off => Mode::Off,
     };
+    let mut restricted = Restricted::default();
     if mode == Mode::On {
         // Where there is no mailbox, nothing at all.
         let files = if is_open { reachable(slice) } else { vec![Access::ReadOnly("/proc/self/stat".into())] };
         let status = boot::sandbox::restrict_files(&files).context("restricting files")?;
+        restricted.landlock = Some(status);
         if status == Status::None {
             // The fronts warn at their start.
             tracing::debug!("files are not restricted: landlock is missing or too old here");
         }
     }
     // A kernel without filters is no reason to refuse mail.
-    if let Err(error) = boot::seccomp::restrict(Profile::Mailbox, mode) {
-        tracing::debug!(%error, "system calls are not restricted on this kernel");
+    match boot::seccomp::restrict(Profile::Mailbox, mode) {
+        Ok(true) => {
+            restricted.seccomp = Some(Profile::Mailbox);
+            restricted.log_only = mode == Mode::Log;
+        }
+        Ok(false) => {}
+        Err(error) => tracing::debug!(%error, "system calls are not restricted on this kernel"),
     }
-    Ok(())
+    Ok(restricted)
 }
 
 fn reachable(slice: &MailboxSlice) -> Vec<Access> {
@@ -161,7 +200,7 @@ struct Process {
     shared: Arc<Shared>,
     root: PathBuf,
     sessions: AtomicUsize,
-    served: AtomicUsize,
+    deliveries: AtomicUsize,
     /// Wakes the main loop when somebody begins or ends.
     changed: Notify,
 }
@@ -183,21 +222,21 @@ async fn run(
         shared: Shared::hosting(hosting(&slice))?,
         root: slice.root.clone(),
         sessions: AtomicUsize::new(0),
-        served: AtomicUsize::new(0),
+        deliveries: AtomicUsize::new(0),
         changed: Notify::new(),
     });
     let drain = Drain::new();
     let mut grace = slice.grace_time;
     control.ready().await;
-    let (mut busy, mut retiring) = (false, false);
+    let (mut told, mut retiring) = (Some(Uses::default()), false);
     let grace = loop {
-        let served = process.served.load(Ordering::Relaxed);
-        if retiring && served == 0 {
+        let uses = process.uses();
+        if retiring && uses.is_none() {
             break Duration::ZERO;
         }
-        if busy != (served > 0) {
-            busy = served > 0;
-            control.note(json!(Note::Busy(busy)));
+        if told != Some(uses) {
+            told = Some(uses);
+            control.note(json!(Note::Serves(uses)));
         }
         tokio::select! {
             event = control.event() => match event {
@@ -210,6 +249,7 @@ async fn run(
                         // Told first: a stream that has been answered must never come to another process.
                         control.note(json!(Note::Took(number)));
                         accept(&process, handed, stream, drain.token());
+                        told = None;
                     }
                     (bad, _) => tracing::error!(?bad, "the broker said something that is not understood"),
                 },
@@ -262,29 +302,36 @@ fn adopt(stream: OwnedFd) -> std::io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
+impl Process {
+    fn uses(&self) -> Uses {
+        let any = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
+        Uses { sessions: any(&self.sessions), deliveries: any(&self.deliveries) }
+    }
+
+    fn count(&self, is_session: bool) -> &AtomicUsize {
+        if is_session { &self.sessions } else { &self.deliveries }
+    }
+}
+
 /// Counts one stream; woken waiters see the number.
-struct Served(Arc<Process>);
+struct Served {
+    process: Arc<Process>,
+    is_session: bool,
+    /// How many of its kind there were before it.
+    others: usize,
+}
 
 impl Served {
-    fn new(process: &Arc<Process>) -> Self {
-        process.served.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(process))
+    fn new(process: &Arc<Process>, is_session: bool) -> Self {
+        let others = process.count(is_session).fetch_add(1, Ordering::Relaxed);
+        Self { process: Arc::clone(process), is_session, others }
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.0.served.fetch_sub(1, Ordering::Relaxed);
-        self.0.changed.notify_one();
-    }
-}
-
-/// One place of [`conf::Mail::mailbox_sessions`].
-struct Place(Arc<Process>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.process.count(self.is_session).fetch_sub(1, Ordering::Relaxed);
+        self.process.changed.notify_one();
     }
 }
 
@@ -293,17 +340,22 @@ fn accept(process: &Arc<Process>, handed: Handed, stream: OwnedFd, drain: DrainT
         Ok(stream) => stream,
         Err(error) => return tracing::error!(%error, "a stream from the broker cannot be used"),
     };
-    let served = Served::new(process);
-    let process = Arc::clone(process);
+    let served = Served::new(process, handed.uses().sessions);
     tokio::spawn(async move {
+        let process = &served.process;
         match handed {
-            Handed::Session(user, session) => host(&process, user, session, stream, drain).await,
+            Handed::Session(user, session) => host(&served, user, session, stream, drain).await,
+            Handed::Delivery(user, session) if served.others >= DELIVERIES => {
+                tracing::warn!(session, user, "{DELIVERIES} deliveries to one mailbox are open");
+                let refusal = Refusal::temporary("too many messages come in for this mailbox at a time");
+                // The front may be gone.
+                let _ = delivery::answer(&mut { stream }, &Answer::Refused(refusal)).await;
+            }
             Handed::Delivery(user, session) => {
                 let root = process.root.clone();
                 drain.track(delivery::serve(&process.shared.files, root, user, session, stream)).await;
             }
         }
-        drop(served);
     });
 }
 
@@ -314,19 +366,18 @@ enum Begun {
 }
 
 async fn host(
-    process: &Arc<Process>,
+    served: &Served,
     user: String,
     session: courier::Session,
     mut stream: UnixStream,
     drain: DrainToken,
 ) {
-    let shared = &process.shared;
+    let shared = &served.process.shared;
     let limit = usize::try_from(shared.live().slice.mail.mailbox_sessions).unwrap_or(usize::MAX);
-    let place = Place(Arc::clone(process));
-    let begun = if process.sessions.fetch_add(1, Ordering::Relaxed) >= limit {
+    let begun = if served.others >= limit {
         Err(Refusal { why: Why::TooMany, text: format!("{limit} sessions of this user are open") })
     } else {
-        begin(process, &user, &session).await
+        begin(&served.process, &user, &session).await
     };
     let peer = Peer { local: session.local, remote: session.remote, session: session.session };
     let said = match &begun {
@@ -351,7 +402,6 @@ async fn host(
         }
         Err(_) => {}
     }
-    drop(place);
 }
 
 async fn begin(process: &Arc<Process>, user: &str, session: &courier::Session) -> Result<Begun, Refusal> {
@@ -373,4 +423,67 @@ async fn begin(process: &Arc<Process>, user: &str, session: &courier::Session) -
         Err(error) => Err(Refusal::temporary(error.to_string())),
     };
     files.run(open).await.unwrap_or_else(|| Err(Refusal::temporary("internal error")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(root: &Path) -> Arc<Process> {
+        let settings = conf::embedded_default(&conf::EmbeddedOptions {
+            state_dir: root.to_owned(),
+            hostname: "mail.test".into(),
+            ..conf::EmbeddedOptions::default()
+        });
+        let broker = settings.broker_slice(1, 2);
+        let slice = MailboxSlice {
+            hostname: broker.hostname,
+            grace_time: broker.grace_time,
+            imap: broker.imap,
+            pop3: broker.pop3,
+            mail: broker.mail,
+            process: broker.process,
+            root: root.to_owned(),
+        };
+        Arc::new(Process {
+            shared: Shared::hosting(hosting(&slice)).unwrap(),
+            root: slice.root,
+            sessions: AtomicUsize::new(0),
+            deliveries: AtomicUsize::new(0),
+            changed: Notify::new(),
+        })
+    }
+
+    /// What a delivery hears first; the stream to go on with.
+    async fn delivery(process: &Arc<Process>, drain: &Drain) -> (Answer, UnixStream) {
+        let (mut front, ours) = UnixStream::pair().unwrap();
+        let ours = ours.into_std().unwrap().into();
+        accept(process, Handed::Delivery("u".into(), "s".into()), ours, drain.token());
+        let (_, body) = courier::read(&mut front).await.unwrap().unwrap();
+        (courier::decode(&body).unwrap(), front)
+    }
+
+    #[tokio::test]
+    async fn so_many_messages_at_a_time_and_the_broker_hears_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = process(&dir.path().join("Maildir"));
+        let drain = Drain::new();
+        let uses = Uses { sessions: false, deliveries: true };
+        let (said, front) = delivery(&process, &drain).await;
+        assert!(matches!(said, Answer::Ready { .. }), "{said:?}");
+        assert_eq!(process.uses(), uses);
+        // As if as many were open as may be.
+        process.deliveries.fetch_add(DELIVERIES - 1, Ordering::Relaxed);
+        let (said, _) = delivery(&process, &drain).await;
+        assert!(matches!(said, Answer::Refused(Refusal { why: Why::Temporary, .. })), "{said:?}");
+        // One ends: there is room for another.
+        drop(front);
+        while process.deliveries.load(Ordering::Relaxed) >= DELIVERIES {
+            process.changed.notified().await;
+        }
+        let (said, _front) = delivery(&process, &drain).await;
+        assert!(matches!(said, Answer::Ready { .. }), "{said:?}");
+        process.deliveries.fetch_sub(DELIVERIES - 1, Ordering::Relaxed);
+        assert_eq!(process.uses(), uses);
+    }
 }

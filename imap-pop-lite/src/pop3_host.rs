@@ -1,6 +1,8 @@
 //! One POP3 connection: the protocol's session on one side, login, store and socket on the other.
 //!
 //! Messages:  fixed at login; RETR marks `\Seen` (written when the session ends), DELE takes effect at QUIT only.
+//! Trust:     the client is a stranger until the authentication daemon says who it is.
+//! Never:     delete anything before QUIT.
 
 use std::fs::File;
 use std::io;
@@ -13,9 +15,8 @@ use maildir::{FlagChange, FlagOp, Flags, FolderName, Mailbox, Mode, Uid, View};
 use pop3::{Code, LoginFailure, LoginFailureCode, Maildrop, Message, Outcome, Session, Step, TlsState, Uidl};
 
 use crate::account::Account;
-use crate::client::{Answer, Client, Next};
+use crate::client::{Answer, Client, Next, until};
 use crate::login::{Denied, Welcome};
-use crate::relay;
 use crate::server::{Peer, Shared};
 use crate::stream::Connection;
 use crate::wire::read_range;
@@ -163,8 +164,7 @@ impl Host {
                     Next::End(why) => return Ok(why),
                     Next::Relay(mailbox) => {
                         let ahead = self.session.take_input();
-                        self.client.connection.flush().await?;
-                        return relay::run(&mut self.client.connection, mailbox, &ahead, drain).await;
+                        return self.client.relay(mailbox, &ahead, drain).await;
                     }
                 }
             }
@@ -180,12 +180,7 @@ impl Host {
                         self.session.bye(Some(Code::SysTemp), "Server is shutting down.");
                     }
                 }
-                () = async {
-                    match deadline {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                } => self.session.expire(Instant::now()),
+                () = until(deadline) => self.session.expire(Instant::now()),
                 () = drain.draining(), if !draining => {
                     draining = true;
                     self.session.bye(Some(Code::SysTemp), "Server is shutting down.");

@@ -5,6 +5,7 @@
 //! Ends:    the client's end is passed on as the end of our sending; the mailbox process answers what it has and closes. When
 //!          this daemon stops, `Drain` asks it for a word to the client first.
 //! Trust:   what comes from the mailbox process is the user's own mail and goes to the user's own connection.
+//! Never:   look at what is passed on, or hold more than one piece of it each way.
 
 use std::io;
 use std::path::Path;

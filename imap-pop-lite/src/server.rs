@@ -1,4 +1,7 @@
 //! Listeners, admission, reload and stop.
+//!
+//! Trust: whoever can connect; nobody is known before the login, so connections are counted in all and by address.
+//! Never: refuse those who are connected for the sake of new ones; let a reload end a session.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

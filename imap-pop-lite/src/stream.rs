@@ -1,6 +1,9 @@
 //! A client's connection: plain or TLS, with what is still to be written.
 //!
 //! Reading uses a buffer on the stack, so a connection that waits holds none.
+//!
+//! Trust: a stranger may send anything, slowly, or stop reading.
+//! Never: hold more unsent output than one piece; read plain bytes behind a handshake.
 
 use std::io;
 use std::pin::Pin;

@@ -2,6 +2,9 @@
 //!
 //! A reader announces an exact size first and then delivers exactly that many bytes, whatever happens to
 //! the file in between.
+//!
+//! Trust: stored bytes are strangers' messages.
+//! Never: deliver another number of bytes than was announced.
 
 use std::fs::File;
 use std::io;

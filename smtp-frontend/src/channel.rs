@@ -1,8 +1,11 @@
 //! The front's end of a delivery channel: hands a message to whoever may write the mailbox.
 //!
-//! Use:     on blocking threads only. Several recipients: all are staged before the first is committed.
+//! Use:     on blocking threads only. Several recipients: all are staged before the first is committed, and a committed message
+//!          can be taken back as long as the channel is open and nobody has picked it up.
+//! Trust:   the other end is a mailbox's owner's process: it may lie, hang or die, and then this message has failed.
 //! Durable: [`Channel::done`] without an error means that the message is in the mailbox and synced. A connection that ends
 //!          earlier leaves nothing, unless the commit was under way: then the message may be there twice, never lost.
+//! Never:   wait without a limit.
 
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -74,6 +77,19 @@ impl Channel {
     pub(crate) fn done(&mut self) -> Result<(), Trouble> {
         match self.answer()? {
             Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for it to be taken back.
+    pub(crate) fn undo(&mut self) -> Result<(), Trouble> {
+        Ok(self.0.write_all(&courier::bare(Kind::Undo))?)
+    }
+
+    /// Waits until it is gone again.
+    pub(crate) fn undone(&mut self) -> Result<(), Trouble> {
+        match self.answer()? {
+            Answer::Undone => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

@@ -1,4 +1,7 @@
 //! One client's connection: carries bytes between the socket and the session, and answers the session's questions.
+//!
+//! Trust: the client is a stranger, also when it has logged in: then it may send, and no more.
+//! Never: say 250 to a message before it is durable for every recipient that is told so.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,7 @@
 //! The daemon: listeners by name, and what the supervisor says.
+//!
+//! Trust: the supervisor alone tells it what to do; who connects is a stranger.
+//! Never: lose a message it has acknowledged, whenever it is told to stop.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,14 @@
 //! Durable delivery of one message to local recipients.
 //!
 //! Order:     for every recipient write and fsync in `tmp`; then rename all, fsync the directories; then 250.
-//!            A failure before the first rename leaves nothing behind.
+//!            A failure before the first rename leaves nothing behind, one among the renames takes the others back.
 //! Memory:    at most [`PIECE`] of the message is held; more goes to disk while it comes in.
 //! Threads:   all file work runs on blocking threads; small messages take one hop.
 //! Others:    who owns a mailbox can make its process slow. That holds up deliveries to this mailbox only.
-//! Partly:    SMTP has one answer for all, so one recipient's trouble fails all. LMTP answers each.
+//! Partly:    SMTP has one answer for all (RFC 5321 §4.1.1.4), so one recipient's trouble fails all: the sender sends again to all,
+//!            and nobody shall have the message twice. What somebody has picked up in between stays. LMTP answers each.
+//! Trust:     the message is a stranger's; the recipients are known users. Owners of mailboxes may hinder deliveries to their own.
+//! Never:     say that a message is delivered before it is durable for everybody it is said for.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +16,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use boot::courier::{self, Why};
-use maildir::{Delivery, Maildir, Staged};
+use maildir::{Delivery, Maildir, Placed, Staged};
 use smtp::{Reply, Status};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -110,8 +113,16 @@ enum State {
     Staged(Box<Staged>),
     /// On disk, in other hands.
     Ready(Channel),
-    Done,
+    /// In the mailbox; kept to take it back until all others are, too.
+    Done(Stored),
     Failed(Failure),
+}
+
+/// Where a delivered copy is.
+#[derive(Debug)]
+enum Stored {
+    Folder(Box<Placed>),
+    Channel(Channel),
 }
 
 /// What a copy is written to.
@@ -259,7 +270,7 @@ impl Incoming {
 
     fn result(&self, index: usize) -> Result<(), Failure> {
         match self.copies.get(index).map(|copy| &copy.state) {
-            Some(State::Done) => Ok(()),
+            Some(State::Done(_)) => Ok(()),
             Some(State::Failed(failure)) => Err(failure.clone()),
             _ => Err(Failure::internal("the message was not delivered")),
         }
@@ -332,18 +343,43 @@ impl Incoming {
     }
 
     fn commit(&mut self, each: bool) {
-        let failed = self.copies.iter().find_map(|copy| match &copy.state {
+        if !each && let Some(failure) = self.failure() {
+            return self.fail_all(&failure);
+        }
+        self.commit_channels();
+        if each {
+            for copy in &mut self.copies {
+                copy.commit_folder();
+            }
+        } else {
+            if self.failure().is_none() {
+                self.commit_folders();
+            }
+            if let Some(failure) = self.failure() {
+                self.take_back();
+                self.fail_all(&failure);
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.copies.iter().find_map(|copy| match &copy.state {
             State::Failed(failure) => Some(failure.clone()),
             _ => None,
-        });
-        if let Some(failure) = failed.filter(|_| !each) {
-            for copy in &mut self.copies {
-                if !matches!(copy.state, State::Failed(_)) {
-                    copy.state = State::Failed(failure.for_others());
-                }
+        })
+    }
+
+    /// What one recipient's trouble means for the others.
+    fn fail_all(&mut self, failure: &Failure) {
+        for copy in &mut self.copies {
+            if !matches!(copy.state, State::Failed(_)) {
+                copy.state = State::Failed(failure.for_others());
             }
-            return;
         }
+    }
+
+    /// All at once, each in its own process.
+    fn commit_channels(&mut self) {
         for copy in &mut self.copies {
             if let State::Ready(channel) = &mut copy.state
                 && let Err(trouble) = channel.commit()
@@ -351,8 +387,20 @@ impl Incoming {
                 copy.state = State::Failed(trouble.into());
             }
         }
-        let mut staged = Vec::new();
-        let mut owners = Vec::new();
+        for copy in &mut self.copies {
+            copy.state = match std::mem::replace(&mut copy.state, State::Waiting) {
+                State::Ready(mut channel) => match channel.done() {
+                    Ok(()) => State::Done(Stored::Channel(channel)),
+                    Err(trouble) => State::Failed(trouble.into()),
+                },
+                other => other,
+            };
+        }
+    }
+
+    /// All or none.
+    fn commit_folders(&mut self) {
+        let (mut staged, mut owners) = (Vec::new(), Vec::new());
         for copy in &mut self.copies {
             match std::mem::replace(&mut copy.state, State::Waiting) {
                 State::Staged(one) => {
@@ -362,24 +410,69 @@ impl Incoming {
                 other => copy.state = other,
             }
         }
-        let (committed, failure) = match maildir::commit_all(staged) {
-            Ok(()) => (owners.len(), None),
-            Err(error) => (error.committed, Some(Failure::from(error.error))),
-        };
-        for (index, copy) in owners.into_iter().enumerate() {
-            copy.state = match &failure {
-                Some(failure) if index >= committed => State::Failed(failure.clone()),
-                _ => State::Done,
-            };
-        }
-        for copy in &mut self.copies {
-            if let State::Ready(channel) = &mut copy.state {
-                copy.state = match channel.done() {
-                    Ok(()) => State::Done,
-                    Err(trouble) => State::Failed(trouble.into()),
-                };
+        match maildir::commit_all(staged) {
+            Ok(placed) => {
+                for (copy, placed) in owners.into_iter().zip(placed) {
+                    copy.state = State::Done(Stored::Folder(Box::new(placed)));
+                }
+            }
+            Err(error) => {
+                for index in error.kept {
+                    if let Some(copy) = owners.get(index) {
+                        copy.stays("it was picked up at once");
+                    }
+                }
+                if let Some(copy) = owners.get_mut(error.failed) {
+                    copy.state = State::Failed(error.error.into());
+                }
             }
         }
+    }
+
+    /// Takes away what some have got of a message that others cannot get.
+    fn take_back(&mut self) {
+        let mut asked = Vec::new();
+        for copy in &mut self.copies {
+            let taken = match std::mem::replace(&mut copy.state, State::Waiting) {
+                State::Done(Stored::Folder(placed)) => placed.take_back().map_err(|error| error.to_string()),
+                State::Done(Stored::Channel(mut channel)) => match channel.undo() {
+                    Ok(()) => {
+                        asked.push((copy, channel));
+                        continue;
+                    }
+                    Err(trouble) => Err(trouble.to_string()),
+                },
+                other => {
+                    copy.state = other;
+                    continue;
+                }
+            };
+            if let Err(why) = taken {
+                copy.stays(&why);
+            }
+        }
+        for (copy, mut channel) in asked {
+            if let Err(trouble) = channel.undone() {
+                copy.stays(&trouble.to_string());
+            }
+        }
+    }
+}
+
+impl Copy {
+    fn commit_folder(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Waiting) {
+            State::Staged(staged) => match staged.commit() {
+                Ok(placed) => State::Done(Stored::Folder(Box::new(placed))),
+                Err(error) => State::Failed(error.into()),
+            },
+            other => other,
+        };
+    }
+
+    /// The sender will be told that nobody has the message, and send it again.
+    fn stays(&self, why: &str) {
+        tracing::warn!(user = %self.target.user, why, "a message that others could not get stays: it may come twice");
     }
 }
 
@@ -531,6 +624,92 @@ mod tests {
         let Delivered::Each(results) = message.finish(true).await else { panic!() };
         assert!(results[0].is_ok() && results[1].is_err());
         assert_eq!(stored(root.path(), "a").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failure_after_staging_takes_back_what_others_have_got() {
+        let root = tempfile::tempdir().unwrap();
+        let ready = async || {
+            let targets = ["a", "b", "c"].map(|user| target(root.path(), user)).to_vec();
+            let mut message = Incoming::new(envelope(false), targets).write(b"x\r\n").await;
+            message.flush(true);
+            message.stage();
+            message
+        };
+        // The folder of the second goes away in the very moment.
+        let mut message = ready().await;
+        let (new, away) = (root.path().join("b/Maildir/new"), root.path().join("b/away"));
+        std::fs::rename(&new, &away).unwrap();
+        message.commit(false);
+        for index in 0..3 {
+            assert!(message.result(index).is_err_and(|failure| failure.reply.code() == 451), "{index}");
+        }
+        assert!(message.result(0).unwrap_err().is_minor && !message.result(1).unwrap_err().is_minor);
+        drop(message);
+        for user in ["a", "b", "c"] {
+            assert!(stored(root.path(), user).is_empty() && leftovers(root.path(), user) == 0, "{user}");
+        }
+        // LMTP: nobody else is touched.
+        std::fs::rename(&away, &new).unwrap();
+        let mut message = ready().await;
+        std::fs::rename(&new, &away).unwrap();
+        message.commit(true);
+        assert_eq!([0, 1, 2].map(|index| message.result(index).is_ok()), [true, false, true]);
+        assert_eq!(["a", "c"].map(|user| stored(root.path(), user).len()), [1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_behind_a_channel_takes_back_what_is_behind_others() {
+        let root = tempfile::tempdir().unwrap();
+        let socket: Arc<Path> = root.path().join("courier").into();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        // Says what each asked for, and fails one at the commit.
+        let peer = std::thread::spawn(move || {
+            let mut served = Vec::new();
+            for stream in listener.incoming().take(3) {
+                let mut stream = stream.unwrap();
+                served.push(std::thread::spawn(move || {
+                    let (mut user, mut heard) = (String::new(), Vec::new());
+                    while let Some((kind, body)) = courier::read_blocking(&mut stream).unwrap() {
+                        let refused = courier::Answer::Refused(courier::Refusal::temporary("no"));
+                        let answer = match kind {
+                            courier::Kind::Ask => {
+                                let courier::Ask::Delivery(asked) = courier::decode(&body).unwrap() else {
+                                    panic!()
+                                };
+                                user.clone_from(&asked.recipient);
+                                courier::Answer::Ready { user: asked.recipient }
+                            }
+                            courier::Kind::Stage => courier::Answer::Staged,
+                            courier::Kind::Commit if user == "b" => refused,
+                            courier::Kind::Commit => courier::Answer::Done,
+                            // Somebody has seen it.
+                            courier::Kind::Undo if user == "c" => refused,
+                            courier::Kind::Undo => courier::Answer::Undone,
+                            _ => continue,
+                        };
+                        heard.push(kind);
+                        let record = courier::encode(courier::Kind::Answer, &answer).unwrap();
+                        std::io::Write::write_all(&mut stream, &record).unwrap();
+                    }
+                    (user, heard.last().copied().unwrap())
+                }));
+            }
+            let mut last: Vec<_> = served.into_iter().map(|thread| thread.join().unwrap()).collect();
+            last.sort_by(|(a, _), (b, _)| a.cmp(b));
+            last
+        });
+        let to = |user: &str| {
+            let place = Place::Channel { socket: Arc::clone(&socket), user: user.into(), service: "smtp" };
+            Target { user: user.into(), place }
+        };
+        let message = Incoming::new(envelope(false), vec![to("a"), to("b"), to("c")]).write(b"x\r\n").await;
+        let Delivered::Each(results) = message.finish(false).await else { panic!() };
+        assert!(results.iter().all(Result::is_err), "{results:?}");
+        let last = peer.join().unwrap();
+        let undo = courier::Kind::Undo;
+        let want = [("a", undo), ("b", courier::Kind::Commit), ("c", undo)];
+        assert_eq!(last, want.map(|(user, kind)| (user.to_owned(), kind)));
     }
 
     #[tokio::test]

@@ -1,4 +1,7 @@
 //! What the SMTP front counts.
+//!
+//! Trust: nobody sends it bytes; what is counted are decisions of the front.
+//! Never: hold anything a client sent, such as a name or an address.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,7 @@
 //! Ids of sessions and messages: short, unique on this machine, rising with time.
+//!
+//! Trust: nobody sends it bytes. Everybody may see an id: it is a name, not a secret.
+//! Never: give one id to two messages.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

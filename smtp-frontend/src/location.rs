@@ -2,6 +2,9 @@
 //!
 //! The daemon answers a look-up with `mail` and `home`, templates already expanded. Both are taken as they are, but
 //! only as absolute paths without `..`: nothing that came from a user may climb out of the mail tree.
+//!
+//! Trust: the authentication daemon; values in its templates may be what a client typed.
+//! Never: give a path that is not absolute or has `..` in it.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -3,6 +3,8 @@
 //! Outcomes:  wrong, unknown and locked look alike: 535 5.7.8, one text. Only behind a right password does the client
 //!            learn that it expired or that the account is disabled. An outage is 454, never 535.
 //! Binding:   the daemon asks for channel-binding data when a mechanism wants it; it never comes from the client.
+//! Trust:     the daemon's word; the client's bytes are passed on as they are.
+//! Never:     say who exists.
 
 use auth_client::{AuthClient, AuthRequest, Exchange, FailCode, Failure, Flags, Mechanism, Step};
 use smtp::{Outcome, Reply, Status};

@@ -1,4 +1,7 @@
 //! Everything a connection needs to know from the configuration, made once per reload.
+//!
+//! Trust: the supervisor's configuration, checked before it came here.
+//! Never: change under a connection: each keeps the policy it began with.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

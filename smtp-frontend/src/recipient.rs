@@ -2,6 +2,7 @@
 //!
 //! Rules:     local domains only; the daemon knows the users. An exact name wins over `user+detail`. `postmaster`
 //!            of any local domain has a configured stand-in where it is no user (RFC 5321 §4.5.1).
+//! Trust:     the address is a stranger's; the authentication daemon is believed about users.
 //! Never:     a 250 for a message that has nowhere to go: without a queue nothing is relayed, whoever asks.
 
 use std::net::IpAddr;

@@ -1,4 +1,7 @@
 //! The server without its supervisor: settings that can be swapped, and connections.
+//!
+//! Trust: whoever can connect; connections are counted in all and by address before a byte is read.
+//! Never: keep a connection without a place of its own.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,7 @@
 //! A configuration, a certificate and an authentication daemon for tests.
+//!
+//! Trust: nobody; the daemon here answers what the tests want.
+//! Never: be part of a program: compiled for tests only.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,4 +1,7 @@
 //! `postern config check|show|reference`.
+//!
+//! Trust: the administrator types the command and wrote the file.
+//! Never: print what secret files hold: `show` prints their paths.
 
 use boot::{ExitCode, exit};
 use conf::Settings;

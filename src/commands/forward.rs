@@ -1,5 +1,7 @@
 //! `postern auth-daemon forward`: the auth socket of another machine, over mutual TLS.
 //!
+//! Trust:     whoever types the command line names the files; the process that talks to the other end gets what is in
+//!            them.
 //! Never:     use a key that others may read.
 
 use std::net::SocketAddr;

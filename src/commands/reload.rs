@@ -1,4 +1,7 @@
 //! `postern reload`: the running stack reads configuration, certificates and user files again.
+//!
+//! Trust: whoever types the command; the supervisor decides whether he is heard.
+//! Never: say "reloaded" before every daemon has answered.
 
 use boot::admin::{Request, request};
 use boot::{ExitCode, exit};

@@ -1,6 +1,8 @@
 //! `postern run`: the whole stack in the foreground.
 //!
 //! Purpose:   settings, state folder, plan, supervision; for the embedded default (and `--self-test`) the proof.
+//! Trust:     whoever starts the stack. As root the state folder may be another account's, and is then entered with
+//!            that account's rights.
 //! Never:     write into the state folder before its lock is held.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -61,6 +63,8 @@ fn run_file(file: &Path, args: &RunArgs, json: bool) -> anyhow::Result<ExitCode>
             let text = "the accounts of the daemons have changed, and with them whose the files are: stop and start instead";
             return Err(Coded::new(exit::CONFIG, text).into());
         }
+        // A daemon that was not there before may need its folder.
+        state::lay_out(settings, &who)?;
         Ok(who)
     };
     if !args.self_test {

@@ -1,14 +1,16 @@
 //! `postern status --security`: what each process of the running stack could do if it were taken over.
 //!
-//! Sources:  the supervisor names its daemons, their sockets and what their start ritual did; everything else is read from
-//!           `/proc`, so a process cannot make itself look better than it is.
+//! Sources:  the supervisor names its daemons, their sockets and what their start ritual did, a daemon the same of those it has
+//!           started; everything else is read from `/proc`, so a process cannot make itself look better than it is.
+//! Trust:    the running stack, on its admin socket. A daemon that is taken over could tell more than is true of what landlock
+//!           leaves its helpers, and of nothing else.
 //! Never:    a figure from the settings: they say what was wanted.
 
 use std::collections::BTreeMap;
 
 use boot::admin::{Process, Status};
 use boot::caps::Capability;
-use boot::sandbox;
+use boot::sandbox::{self, Restricted};
 use boot::{ExitCode, exit};
 use serde::Serialize;
 
@@ -38,10 +40,48 @@ pub(crate) struct Shown {
     landlock: Option<sandbox::Status>,
     /// Whether other processes of its uid can look into it; not there: unknown.
     dumpable: Option<bool>,
+    /// Hard limits (setrlimit(2)).
+    limits: Limits,
     /// Where it listens.
     sockets: Vec<String>,
     /// What is weaker than the table of docs/architecture.md says.
     weaker: Vec<String>,
+}
+
+/// Hard limits of a process, in bytes and descriptors; not there: none.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Limits {
+    core: Option<u64>,
+    open_files: Option<u64>,
+    memory: Option<u64>,
+    locked_memory: Option<u64>,
+}
+
+impl Limits {
+    /// `/proc/PID/limits`.
+    fn of(pid: u32) -> Self {
+        Self::read(&std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default())
+    }
+
+    fn read(text: &str) -> Self {
+        let hard = |name: &str| {
+            let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+            rest.split_ascii_whitespace().nth(1)?.parse().ok()
+        };
+        Self {
+            core: hard("Max core file size"),
+            open_files: hard("Max open files"),
+            memory: hard("Max data size"),
+            locked_memory: hard("Max locked memory"),
+        }
+    }
+
+    fn words(&self) -> String {
+        let files = self.open_files.map(|count| format!("files {count}"));
+        let memory = self.memory.map(|bytes| format!("memory {} MiB", bytes >> 20));
+        let all: Vec<String> = files.into_iter().chain(memory).collect();
+        if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    }
 }
 
 /// Prints them.
@@ -61,6 +101,7 @@ pub(crate) fn security(status: &Status, json: bool) -> anyhow::Result<ExitCode> 
         "SECCOMP",
         "LANDLOCK",
         "DUMPABLE",
+        "LIMITS",
         "LISTENS",
     ];
     let rows: Vec<Vec<String>> = all.iter().map(row).collect();
@@ -105,6 +146,7 @@ fn row(one: &Shown) -> Vec<String> {
         seccomp,
         one.landlock.map_or_else(|| "-".to_owned(), |status| word(&status)),
         one.dumpable.map_or_else(|| "?".to_owned(), yes),
+        one.limits.words(),
         one.sockets.len().to_string(),
     ]
 }
@@ -128,11 +170,11 @@ fn look(status: &Status) -> Vec<Shown> {
     let parents = parents();
     for process in &status.processes {
         let Some(pid) = process.pid else { continue };
-        all.extend(shown(pid, Some(process)));
+        all.extend(shown(pid, Told::Daemon(process)));
         // The supervisor's children are the daemons.
         let daemon = process.role != "supervisor";
         let helpers = if daemon { below(pid, &parents) } else { Vec::new() };
-        all.extend(helpers.into_iter().filter_map(|pid| shown(pid, None)));
+        all.extend(helpers.into_iter().filter_map(|pid| shown(pid, Told::Helper(process))));
     }
     all
 }
@@ -179,13 +221,40 @@ impl Facts {
     }
 }
 
-fn shown(pid: u32, known: Option<&Process>) -> Option<Shown> {
+/// Who has told about a process.
+#[derive(Clone, Copy)]
+enum Told<'a> {
+    /// It is a daemon of the supervisor's.
+    Daemon(&'a Process),
+    /// This daemon has started it.
+    Helper(&'a Process),
+}
+
+impl Told<'_> {
+    /// What a process is kept from, and whether that is all: what its daemon was kept from when it started it, it has inherited
+    /// (seccomp(2), landlock(7)); it may have given up more since.
+    fn restricted(self, pid: u32) -> (Option<Restricted>, bool) {
+        match self {
+            Self::Daemon(own) => (own.restricted, own.restricted.is_some()),
+            Self::Helper(by) => match by.helpers.get(&pid) {
+                Some(own) => (Some(*own), true),
+                None => (by.restricted, false),
+            },
+        }
+    }
+}
+
+fn shown(pid: u32, told: Told<'_>) -> Option<Shown> {
     use std::os::unix::fs::MetadataExt as _;
     let facts = Facts::of(pid)?;
     let uid = facts.number("Uid:")?;
+    let known = match told {
+        Told::Daemon(own) => Some(own),
+        Told::Helper(_) => None,
+    };
     let role =
         known.map_or_else(|| role_of(facts.text("Name:").unwrap_or_default()), |known| known.role.clone());
-    let restricted = known.and_then(|known| known.restricted);
+    let (restricted, complete) = told.restricted(pid);
     let seccomp = match (facts.number("Seccomp:")?, restricted) {
         (2, Some(restricted)) if restricted.log_only => "log",
         (2, _) => "filter",
@@ -196,7 +265,7 @@ fn shown(pid: u32, known: Option<&Process>) -> Option<Shown> {
     let dumpable = match owner {
         Some(owner) if uid != 0 => Some(owner == uid),
         // The supervisor makes itself so before it does anything.
-        _ => restricted.map(|restricted| restricted.dumpable),
+        _ => restricted.filter(|_| complete).map(|restricted| restricted.dumpable),
     };
     let groups = facts.text("Groups:").unwrap_or_default();
     let mut shown = Shown {
@@ -213,10 +282,11 @@ fn shown(pid: u32, known: Option<&Process>) -> Option<Shown> {
         profile: restricted.and_then(|restricted| restricted.seccomp),
         landlock: restricted.and_then(|restricted| restricted.landlock),
         dumpable,
+        limits: Limits::of(pid),
         sockets: known.map(|known| known.sockets.clone()).unwrap_or_default(),
         weaker: Vec::new(),
     };
-    shown.weaker = weaker(&shown, restricted.is_some());
+    shown.weaker = weaker(&shown, complete);
     Some(shown)
 }
 
@@ -272,6 +342,12 @@ fn weaker(one: &Shown, told: bool) -> Vec<String> {
         };
         notes.push(why.to_owned());
     }
+    if one.limits.core != Some(0) && !supervisor {
+        notes.push("a crash may leave a core file with secrets in it".to_owned());
+    }
+    if one.limits.memory.is_none() && role.memory.is_some() {
+        notes.push("may use all memory of the machine".to_owned());
+    }
     if one.dumpable == Some(true) {
         notes.push("can be looked into by processes of the same uid".to_owned());
     }
@@ -284,7 +360,18 @@ mod tests {
 
     #[test]
     fn what_proc_says_of_this_process() {
-        let own = shown(std::process::id(), None).expect("it runs");
+        let process: Process = serde_json::from_str(
+            r#"{"role":"broker","pid":1,"uid":0,"since":1,"restarts":0,"connections":0,"total":0,"memory_kib":4,"state":"ready",
+                "restricted":{"landlock":null,"seccomp":"broker","log_only":false,"dumpable":false},
+                "helpers":{"7":{"landlock":"full","seccomp":"mailbox","log_only":false,"dumpable":false}}}"#,
+        )
+        .expect("a process");
+        // What nobody tells of is what was inherited.
+        let (told, complete) = Told::Helper(&process).restricted(7);
+        assert_eq!((told.and_then(|told| told.landlock), complete), (Some(sandbox::Status::Full), true));
+        let (told, complete) = Told::Helper(&process).restricted(8);
+        assert_eq!((told, complete), (process.restricted, false));
+        let own = shown(std::process::id(), Told::Helper(&process)).expect("it runs");
         assert_eq!(own.uid, nix::unistd::getuid().as_raw());
         assert_eq!(own.gid, nix::unistd::getgid().as_raw());
         assert_eq!(names(0b1000_0001), ["chown", "setuid"]);
@@ -310,12 +397,15 @@ mod tests {
             profile: None,
             landlock: Some(sandbox::Status::Full),
             dumpable: Some(false),
+            limits: Limits { core: Some(0), ..Limits::default() },
             sockets: vec![],
             weaker: vec![],
         };
         assert!(weaker(&strong(), true).is_empty());
         type Change = fn(&mut Shown);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 8] = [
+            (|one| one.limits.core = None, "core file"),
+            (|one| one.role = "metrics".into(), "all memory"),
             (|one| one.uid = 0, "runs as root"),
             (|one| one.capabilities = vec!["kill".into()], "has the capabilities kill"),
             (|one| one.no_new_privs = false, "setuid programs"),

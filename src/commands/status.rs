@@ -1,4 +1,7 @@
 //! `postern status`: each process of the running stack, and its figures; once, or again and again.
+//!
+//! Trust: the supervisor answers; figures of daemons have been cut to what is believable by then.
+//! Never: change anything: it only asks.
 
 mod summary;
 mod watch;

@@ -1,4 +1,7 @@
 //! `postern stop`: ends the running stack in order.
+//!
+//! Trust: whoever types the command; the supervisor decides whether he is heard.
+//! Never: signal a process by its number: only the admin socket is asked.
 
 use boot::admin::{Request, request};
 use boot::{ExitCode, exit};

@@ -1,4 +1,7 @@
 //! `postern user add|passwd|remove|list`: the daemon notices the changed file by itself.
+//!
+//! Trust: the administrator; passwords come from the terminal or standard input.
+//! Never: take a password from an argument.
 
 use boot::{ExitCode, exit};
 use conf::Settings;

@@ -4,6 +4,8 @@
 //! Host:   on a loopback address only names of this machine are answered: a web page whose name was turned to 127.0.0.1
 //!         (DNS rebinding) cannot make a browser read the figures for it.
 //! Source: RFC 9112.
+//! Trust:  whoever reaches the listener: everything in a request but method, path and `Host` is ignored.
+//! Never:  keep a connection after its answer, or wait for a client without a limit.
 
 use std::net::IpAddr;
 use std::time::Duration;

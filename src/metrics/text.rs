@@ -1,6 +1,7 @@
 //! Figures in Prometheus' text format, version 0.0.4.
 //!
 //! Trust: a daemon speaks for itself only. What it says about another one, and what it says twice, is left out.
+//! Never: let the value of a label end its quotes or its line.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;

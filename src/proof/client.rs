@@ -1,5 +1,6 @@
 //! Small SMTP, IMAP and POP3 clients: just enough to send one message and read it back.
 //!
+//! Trust:     our own servers, over loopback or the configured addresses; lines and messages they send are limited.
 //! Never:     log in before TLS, go on with bytes that came in plain text behind the start of TLS.
 
 use std::net::SocketAddr;

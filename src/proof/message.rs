@@ -1,4 +1,7 @@
 //! The message of the proof, and whether what came back is it.
+//!
+//! Trust: what came back is compared byte for byte; nothing in it is believed.
+//! Never: take a changed message for the one that was sent.
 
 /// Header fields that servers add in front (RFC 5321 §4.4, RFC 8601).
 const TRACE: &[&str] =

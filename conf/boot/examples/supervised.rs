@@ -2,6 +2,9 @@
 //!
 //! `supervised run PLAN.json` supervises what the file says, `supervised status SOCKET` asks a running one,
 //! and `supervised daemon ROLE` is what the supervisor calls.
+//!
+//! Trust: the tests that start it; the plan and the daemons' configuration are theirs.
+//! Never: be installed, or run anywhere but in a test's scratch folder.
 
 // It talks to the test on stdout, and one of its commands is a panic.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::panic)]

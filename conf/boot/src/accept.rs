@@ -2,6 +2,9 @@
 //!
 //! `accept` fails for reasons of one connection (it is gone again: next, please) and for lack of descriptors or memory
 //! (the listener stays readable, so trying again at once would spin). The second kind pauses and logs once in a while.
+//!
+//! Trust: whoever reaches the listener; no byte of a connection is read here, so all it can do is come and go.
+//! Never: end an accept loop, or spin while descriptors or memory are short.
 
 #![allow(unsafe_code)]
 

@@ -2,6 +2,9 @@
 //!
 //! They are matched with the plan's sockets by address, else by the name in `LISTEN_FDNAMES`
 //! (`FileDescriptorName=` of the socket unit), and then used instead of binding.
+//!
+//! Trust: the service manager that started this process, and only if LISTEN_PID names it.
+//! Never: take descriptors twice, or use one that is no stream socket or that no listener of the plan asks for.
 
 #![allow(unsafe_code)]
 

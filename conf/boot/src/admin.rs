@@ -2,6 +2,7 @@
 //!
 //! Trust:  only the supervisor's own uid and root are heard (SO_PEERCRED), besides the socket's mode 0600.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -97,6 +98,9 @@ pub struct Process {
     /// Whether it answered when it was asked for its figures.
     #[serde(default)]
     pub answers: bool,
+    /// What the start ritual of the processes that it has started has done, by process id, where they tell.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub helpers: BTreeMap<u32, Restricted>,
     /// Its figures.
     #[serde(default)]
     pub figures: Vec<crate::figures::Sample>,

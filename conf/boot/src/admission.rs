@@ -3,6 +3,9 @@
 //! Every front asks here before it spends memory on a connection. IPv6 peers are counted by /64, because one customer
 //! normally owns that many addresses; loopback is counted like everybody else. On unix sockets an account takes the
 //! place of the address.
+//!
+//! Trust: addresses and uids come from the kernel; strangers decide how many connections they open and nothing else.
+//! Never: let one account take every place of a unix socket, or strangers take those of the stack's own processes.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

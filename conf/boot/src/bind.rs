@@ -5,6 +5,7 @@
 //! replaced; where a live one listens, we do not.
 //! Trust:  the folder may belong to somebody else (Postfix' chroot, the daemons' account): it is held open from the
 //!         start, see `folder.rs`, and owner and mode are changed through a descriptor of what was checked to be our socket.
+//! Never:  take a path where a live program listens.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

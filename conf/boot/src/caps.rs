@@ -1,5 +1,6 @@
 //! Capabilities: the parts of root's power that a process keeps.
 //!
+//! Trust:   nobody; sets are constants of this program and what the kernel says this thread has.
 //! Never:   more than a process has; a set that a program started later could fill up again (the bounding set shrinks too).
 //! Source:  capabilities(7), capset(2).
 
@@ -70,24 +71,24 @@ struct Header {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Part {
     effective: u32,
     permitted: u32,
     inheritable: u32,
 }
 
-/// The permitted set of this thread.
-fn permitted() -> io::Result<u64> {
+/// The sets of this thread, the lower half first.
+fn sets() -> io::Result<[Part; 2]> {
     let mut header = Header { version: VERSION, pid: 0 };
     let mut parts = [Part::default(); 2];
     // SAFETY: version 3 fills exactly two parts, and both structures live until after the call.
     let done = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, parts.as_mut_ptr()) };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let [low, high] = parts;
-    Ok(u64::from(high.permitted) << 32 | u64::from(low.permitted))
+    if done == 0 { Ok(parts) } else { Err(io::Error::last_os_error()) }
+}
+
+fn permitted([low, high]: &[Part; 2]) -> u64 {
+    u64::from(high.permitted) << 32 | u64::from(low.permitted)
 }
 
 /// Takes everything but `kept` out of the bounding set, so that no program started from here gets it. Without the right to do so
@@ -96,7 +97,7 @@ fn permitted() -> io::Result<u64> {
 /// # Errors
 /// The kernel refuses although the right is there.
 pub fn bound(kept: &[Capability]) -> io::Result<()> {
-    if permitted()? & mask(&[Capability::Setpcap]) == 0 {
+    if permitted(&sets()?) & mask(&[Capability::Setpcap]) == 0 {
         return Ok(());
     }
     let kept = mask(kept);
@@ -125,11 +126,16 @@ pub fn bound(kept: &[Capability]) -> io::Result<()> {
 pub fn keep(kept: &[Capability]) -> io::Result<()> {
     // SAFETY: plain numbers; ambient capabilities do not exist before Linux 4.3, where the call fails and nothing is lost.
     let _ = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    let set = permitted()? & mask(kept);
+    let before = sets()?;
+    let set = permitted(&before) & mask(kept);
     let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
     let part = |bits: u32| Part { effective: bits, permitted: bits, inheritable: 0 };
     let mut header = Header { version: VERSION, pid: 0 };
     let parts = [part(half(set)), part(half(set >> 32))];
+    // A filter of the service manager's may refuse the call itself.
+    if parts == before {
+        return Ok(());
+    }
     // SAFETY: version 3 reads exactly two parts, and both structures live until after the call.
     let done = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, parts.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -164,6 +170,10 @@ mod tests {
             assert_eq!(of_this_thread("CapPrm:"), 0);
             keep(&kept).unwrap();
             assert_eq!(of_this_thread("CapPrm:"), 0);
+            // Nothing to give up needs no right to.
+            nix::sys::prctl::set_no_new_privs().unwrap();
+            crate::seccomp::restrict(crate::seccomp::Profile::Front, crate::seccomp::Mode::On).unwrap();
+            keep(&[]).unwrap();
         };
         std::thread::scope(|scope| scope.spawn(work).join().unwrap());
     }

@@ -3,11 +3,12 @@
 //! Format:  version (u16), number of descriptors (u16), length (u32), all big-endian; then a JSON body.
 //! Trust:   sizes and version are checked before anything is allocated or parsed. Who does not expect descriptors
 //!          gives the kernel no room for them, so it closes them itself.
+//! Never:   keep a descriptor that nobody expects.
 //! Source:  unix(7), "SCM_RIGHTS"; the kernel takes at most 253 descriptors per message.
 
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -65,6 +66,7 @@ pub(crate) struct StartRecord {
     pub(crate) sandbox: Mode,
     pub(crate) files: Vec<Access>,
     pub(crate) open_files: Option<u64>,
+    pub(crate) memory: Option<u64>,
     pub(crate) grace_ms: u64,
     pub(crate) log: Option<LogOptions>,
 }
@@ -107,6 +109,9 @@ pub(crate) struct Stats {
     pub(crate) connections: u64,
     pub(crate) total: u64,
     pub(crate) memory_kib: Option<u64>,
+    /// Processes it has started that say what their start ritual has done.
+    #[serde(default)]
+    pub(crate) helpers: BTreeMap<u32, Restricted>,
     #[serde(default)]
     pub(crate) figures: Vec<crate::figures::Sample>,
 }
@@ -142,6 +147,12 @@ pub(crate) enum Descriptors {
 impl Decoder {
     pub(crate) fn new(descriptors: Descriptors) -> Self {
         Self { bytes: Vec::new(), fds: VecDeque::new(), descriptors }
+    }
+
+    /// As if these bytes had been received.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// Receives once. 0 is the end of the stream.

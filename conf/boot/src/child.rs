@@ -115,6 +115,16 @@ fn set_limits(role: &str, record: &StartRecord) -> anyhow::Result<()> {
     umask(Mode::from_bits_truncate(0o077));
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("forbidding core files")?;
     raise_open_files(record.open_files);
+    // Code of others (PAM modules) may lock memory; ours has no use for either.
+    if record.profile != Some(seccomp::Profile::Worker) {
+        setrlimit(Resource::RLIMIT_MEMLOCK, 0, 0).context("forbidding locked memory")?;
+        setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0).context("forbidding message queues")?;
+    }
+    if let Some(memory) = record.memory {
+        let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+        let memory = memory.min(hard);
+        setrlimit(Resource::RLIMIT_DATA, memory, memory).context("limiting the memory")?;
+    }
     for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
         // The terminal sends these to the whole group; the supervisor decides what they mean.
         // SAFETY: ignoring a signal installs no handler, so no code runs in signal context; no other thread exists.
@@ -190,7 +200,8 @@ fn restrict(role: &str, record: &StartRecord) -> anyhow::Result<Restricted> {
             }
         }
     }
-    if let Some(profile) = record.profile {
+    // seccomp(2): a process that may still gain rights gets a filter only with CAP_SYS_ADMIN, which nobody here keeps.
+    if let Some(profile) = record.profile.filter(|_| record.no_new_privs) {
         match seccomp::restrict(profile, record.sandbox) {
             Ok(true) => {
                 restricted.seccomp = Some(profile);

@@ -2,8 +2,11 @@
 //!
 //! A task of the daemon's runtime drives the channel: it answers requests for numbers by itself and turns everything
 //! else into [`Event`]s. The loss of the supervisor is also noticed outside the runtime, see `child::watch_supervisor`.
+//!
+//! Trust: the process at the other end of descriptor 0, which started this one; frames are checked by `channel.rs`.
+//! Never: go on serving without the supervisor, or leave a question without an answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,6 +25,7 @@ use crate::channel::{self, Decoder, FromChild, MAX_BODY, Outgoing, Stats, ToChil
 use crate::figures::Sample;
 use crate::logging;
 use crate::plan::Slice;
+use crate::sandbox::Restricted;
 use crate::start::{ControlFd, Sockets};
 
 /// The daemon's link to its supervisor.
@@ -63,6 +67,9 @@ fn lock(asked: &Asked) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Status>>> 
     // Inserting and removing leave the map whole.
     asked.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Processes of a daemon's own that it tells about at most.
+const MOST_HELPERS: usize = 4096;
 
 /// What the supervisor wants.
 #[derive(Debug)]
@@ -151,6 +158,7 @@ pub struct Gauges {
     pub total: AtomicU64,
     /// Connections turned away because there were too many of all, and too many of one address or account.
     pub(crate) refused: [AtomicU64; 2],
+    helpers: Mutex<BTreeMap<u32, Restricted>>,
     report: OnceLock<Report>,
 }
 
@@ -178,6 +186,24 @@ impl Gauges {
             report(&mut samples);
         }
         samples
+    }
+
+    /// Passes on what a process that this one has started is kept from, for `postern status --security`; `None`: it has ended.
+    pub fn helper(&self, pid: u32, restricted: Option<Restricted>) {
+        let mut helpers = self.helpers();
+        match restricted {
+            // A status has a greatest length; who has more is told by the others.
+            Some(restricted) if helpers.len() < MOST_HELPERS || helpers.contains_key(&pid) => {
+                helpers.insert(pid, restricted);
+            }
+            Some(_) => {}
+            None => drop(helpers.remove(&pid)),
+        }
+    }
+
+    fn helpers(&self) -> MutexGuard<'_, BTreeMap<u32, Restricted>> {
+        // Inserting and removing leave the map whole.
+        self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one connection until the guard is dropped.
@@ -366,6 +392,7 @@ impl Driver {
             connections: self.gauges.connections.load(Ordering::Relaxed),
             total: self.gauges.total.load(Ordering::Relaxed),
             memory_kib: self.memory.as_ref().and_then(memory_kib),
+            helpers: self.gauges.helpers().clone(),
             figures: self.gauges.samples(&self.role),
         }
     }

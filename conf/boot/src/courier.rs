@@ -5,9 +5,11 @@
 //!           client's as they are; those from it come as `Data`, so that `Drain` can stand between them.
 //! Delivery: `Ask::Delivery`, `Ready`; `Data`…, `Stage` → [`Answer::Staged`] (written and synced in `tmp`), `Commit` →
 //!           [`Answer::Done`] (renamed, folder synced). Whatever ends the connection before `Commit` ends the delivery
-//!           without a trace. There is no record that reads, lists or removes.
+//!           without a trace. After `Done`, `Undo` → [`Answer::Undone`] takes this very message back if nobody has picked it
+//!           up, because another recipient of it failed. There is no record that reads or lists, or removes anything else.
 //! Trust:    both ends check version, kind and length before anything is allocated. Names and texts are data: who reads
 //!           them decides what they mean. The broker takes exactly one record off the connection, never a byte more.
+//! Never:    have a record that reads or lists a mailbox, or removes more than the message just delivered.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,6 +43,8 @@ pub enum Kind {
     Stage,
     /// Delivery: make it visible.
     Commit,
+    /// Delivery: take it away again.
+    Undo,
 }
 
 /// What a front wants. It names people, never ids or places.
@@ -124,6 +128,8 @@ pub enum Answer {
     Staged,
     /// The message is delivered.
     Done,
+    /// The message is gone again.
+    Undone,
     /// It cannot be.
     Refused(Refusal),
 }
@@ -195,20 +201,21 @@ impl From<BadRecord> for io::Error {
 }
 
 impl Kind {
-    const ALL: [(u8, Self); 6] = [
+    const ALL: [(u8, Self); 7] = [
         (1, Self::Ask),
         (2, Self::Answer),
         (3, Self::Data),
         (4, Self::Drain),
         (5, Self::Stage),
         (6, Self::Commit),
+        (7, Self::Undo),
     ];
 
     fn most(self) -> usize {
         match self {
             Self::Data => MAX_DATA,
             Self::Ask | Self::Answer => MAX_RECORD,
-            Self::Drain | Self::Stage | Self::Commit => 0,
+            Self::Drain | Self::Stage | Self::Commit | Self::Undo => 0,
         }
     }
 }

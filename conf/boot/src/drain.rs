@@ -1,4 +1,7 @@
 //! Graceful drain: connection tasks are counted, told that the daemon stops, and waited for.
+//!
+//! Trust: nobody; connection tasks of this process take tokens and drop them.
+//! Never: wait longer than the grace time for a connection that does not end.
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,4 +1,7 @@
 //! What can stop the supervisor or an admin request. One sentence each, with what to do.
+//!
+//! Trust: nobody; made of paths, roles and what the system said. Most of it is shown to the administrator as it is.
+//! Never: hold a part of a configuration slice.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,6 +1,9 @@
 //! Exit codes scripts and service managers can rely on.
 //!
 //! Numbers from 64 up are those of `sysexits.h`, used where one fits.
+//!
+//! Trust: nobody; made of constants.
+//! Never: give a number another meaning: scripts and unit files rely on them (`docs/exit-codes.md`).
 
 use std::fmt;
 use std::process::Termination;

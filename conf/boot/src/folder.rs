@@ -3,6 +3,7 @@
 //! Trust:  a folder that belongs to root, or to the supervisor, and that no one else can write to, holds only what they put
 //!         there; links in it are followed. In any other folder (the daemons' state folder, a spool) a link may be a trap laid by
 //!         whoever owns it: it is not followed.
+//! Never:  follow a link in a folder that somebody else can write to.
 //! Source: openat(2), proc(5) "/proc/pid/fd": a socket can be bound below an open folder only through its name there.
 
 use std::collections::VecDeque;

@@ -1,4 +1,7 @@
 //! Running a daemon's `main` without a supervisor: for the daemons' own tests.
+//!
+//! Trust: the daemon under test, in the same process.
+//! Never: wait for an answer without a limit.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -28,6 +28,8 @@ mod error;
 pub mod exit;
 pub mod figures;
 mod folder;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod harness;
 mod lock;
 pub mod logging;

@@ -1,15 +1,23 @@
 //! The pid file, which is also the lock of the state folder.
 //!
-//! The lock is flock(2) on the file, so a dead holder holds nothing, whatever the file says.
+//! The lock is flock(2) on the file, so a dead holder holds nothing, whatever the file says. flock(2) has no way to ask who holds
+//! it: whoever only wants to know ([`StateLock::is_held`]) shares the lock for an instant, and a start lets that pass.
+//!
+//! Trust:  the folder's owner may have put anything in the file's place; it is neither followed nor believed.
+//! Never:  two supervisors for one folder; a start that fails because somebody looked.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::Error;
+
+/// Longest a look may take, on a machine under load.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The lock of a state folder, held until dropped. The file holds the pid and a newline.
 #[derive(Debug)]
@@ -25,6 +33,7 @@ impl StateLock {
     /// [`Error::Held`] when another process has it, [`Error::PidFile`] when the file cannot be written.
     pub fn acquire(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::PidFile { path: path.to_owned(), source };
+        let end = Instant::now() + LOOK;
         loop {
             let mut options = OpenOptions::new();
             options
@@ -37,6 +46,10 @@ impl StateLock {
             let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
+                    if Instant::now() < end && !is_held(&file).map_err(failed)? {
+                        std::thread::sleep(Duration::from_millis(1));
+                        continue;
+                    }
                     return Err(Error::Held { pid_file: path.to_owned(), pid: read_pid(&mut file) });
                 }
                 Err((_, error)) => return Err(failed(error.into())),
@@ -55,6 +68,14 @@ impl StateLock {
         }
     }
 
+    /// Whether somebody holds the lock of a folder whose pid file this is.
+    ///
+    /// # Errors
+    /// The lock cannot be tried.
+    pub fn is_held(pid_file: &File) -> io::Result<bool> {
+        is_held(pid_file)
+    }
+
     /// The locked file's path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -67,6 +88,15 @@ impl Drop for StateLock {
         if is_at(&self.file, &self.path).unwrap_or(false) {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// A lock can be shared with those who look, not with a holder. It ends with the copy of the descriptor.
+fn is_held(file: &File) -> io::Result<bool> {
+    match Flock::lock(file.try_clone()?, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, error)) => Err(error.into()),
     }
 }
 
@@ -108,6 +138,32 @@ mod tests {
         assert!(error.to_string().contains(&format!("process {own}")), "{error}");
         drop(lock);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_look_stops_no_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("postern.pid");
+        let file = File::create(&path).unwrap();
+        let look = Flock::lock(file, FlockArg::LockSharedNonblock).unwrap();
+        let starting = std::thread::spawn({
+            let path = path.clone();
+            move || StateLock::acquire(&path)
+        });
+        // It has opened the file, so it finds the lock taken.
+        let opened = || {
+            let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            files.filter(|file| std::fs::read_link(file.path()).is_ok_and(|to| to == path)).count()
+        };
+        while opened() < 2 && !starting.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(!StateLock::is_held(&File::open(&path).unwrap()).unwrap());
+        assert!(!starting.is_finished(), "it did not wait");
+        drop(look);
+        let lock = starting.join().unwrap().unwrap();
+        assert!(StateLock::is_held(&File::open(&path).unwrap()).unwrap());
+        drop(lock);
     }
 
     #[test]

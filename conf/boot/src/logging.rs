@@ -3,6 +3,8 @@
 //! Trust:  names and texts in events come from strangers. On stderr control characters are escaped, so nobody can
 //!         forge a line or talk to the terminal.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod journal;
 
 use std::fmt::{self, Write as _};

@@ -67,6 +67,8 @@ pub struct DaemonPlan {
     pub files: Vec<Access>,
     /// Limit on open files. `None`: as many as the hard limit allows.
     pub open_files: Option<u64>,
+    /// Limit on its memory in bytes (`RLIMIT_DATA`), for roles whose use does not grow with the number of connections.
+    pub memory: Option<u64>,
     /// It may ask for the figures of the whole stack ([`crate::StatusReader`]).
     pub reads_status: bool,
 }
@@ -92,6 +94,7 @@ impl Default for DaemonPlan {
             sandbox: Mode::On,
             files: Vec::new(),
             open_files: None,
+            memory: None,
             reads_status: false,
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Source:  landlock(7). Renaming between folders (Maildir's `tmp` to `new`) is ABI 2; on older kernels every such
 //!          rename would fail under any rule set, so there it is left off as a whole, with a warning by the caller.
+//! Trust:   nobody; rules are made from the administrator's settings before a byte of a stranger is read.
+//! Never:   take a kernel without landlock for one with it: the status says what is enforced.
 
 use std::io;
 use std::path::PathBuf;

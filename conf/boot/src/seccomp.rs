@@ -5,6 +5,8 @@
 //! Refusal: a call that is not on the list fails with ENOSYS, so that the C library falls back to an older one; a kill would
 //!          turn every gap of the list into an outage. The kernel logs it (`SECCOMP_FILTER_FLAG_LOG`) where it audits.
 //! Source:  seccomp(2), systemd.exec(5) "SystemCallFilter="; numbers from libc.
+//! Trust:   nobody sends this bytes; the lists are the program's own, the same for x86-64 and aarch64.
+//! Never:   a filter that another thread of the process does not have: it is set before the runtime starts.
 
 #![allow(unsafe_code)]
 
@@ -486,6 +488,54 @@ mod tests {
             let keys = std::process::Command::new("/usr/bin/unshare").args(["-r", "/bin/true"]).status();
             assert!(!keys.unwrap().success());
         });
+    }
+
+    /// The calls of a list, as this file names them.
+    fn listed(list: &str) -> Vec<&'static str> {
+        let (_, rest) =
+            include_str!("seccomp.rs").split_once(&format!("\nconst {list}: &[i64] = &[")).unwrap();
+        let (rows, _) = rest.split_once("];").unwrap();
+        rows.split("libc::SYS_")
+            .skip(1)
+            .map(|row| row.split_once(',').map_or(row, |(name, _)| name))
+            .collect()
+    }
+
+    /// aarch64 has the kernel's generic table of calls and nothing else, so what is in it is what both machines have.
+    #[test]
+    fn both_machines_have_what_is_on_the_common_lists() {
+        let Ok(generic) = std::fs::read_to_string("/usr/include/asm-generic/unistd.h") else {
+            assert_ne!(
+                std::env::var("POSTERN_TEST_SKIPS").as_deref(),
+                Ok("fail"),
+                "a skip is not allowed here"
+            );
+            eprintln!("SKIPPED: the kernel's headers are not installed");
+            return;
+        };
+        // A number, or the name of one (`__NR3264_…`) that is there as well: some are for other machines.
+        let numbered = |name: &str| {
+            let mut rows = generic.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' '));
+            rows.find(|(known, _)| *known == name).map(|(_, value)| value.trim())
+        };
+        let has = |call: &str| {
+            let value = numbered(&format!("__NR_{call}"));
+            let value =
+                value.and_then(|value| if value.starts_with("__NR") { numbered(value) } else { Some(value) });
+            value.is_some_and(|value| value.starts_with(|first: char| first.is_ascii_digit()))
+        };
+        for list in ["COMMON", "BROKER", "FORBIDDEN"] {
+            let calls = listed(list);
+            assert!(calls.len() > 20, "{list}: {calls:?}");
+            let missing: Vec<_> = calls.into_iter().filter(|call| !has(call)).collect();
+            assert!(missing.is_empty(), "{list}: only one machine has {missing:?}");
+        }
+        for list in ["OLDER", "FORBIDDEN_OLDER"] {
+            let calls = listed(list);
+            assert!(calls.len() >= 4, "{list}: {calls:?}");
+            let common: Vec<_> = calls.into_iter().filter(|call| has(call)).collect();
+            assert!(common.is_empty(), "{list}: both machines have {common:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and it ends when that does. It takes streams ([`Helper::hand`]) and tells what it likes to ([`Control::note`]).
 //!
 //! Trust:  a helper may be taken over by whoever it serves; what it says is size-limited and carries no descriptors.
+//! Never:  let a helper outlive the daemon that started it, or take descriptors from one.
 //!
 //! [`Control::note`]: crate::Control::note
 
@@ -14,10 +15,12 @@ use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::channel::{self, Decoder, Descriptors, FromChild, Outgoing, StartRecord, ToChild};
 use crate::logging::LogOptions;
 use crate::plan::{Ids, Slice};
+use crate::sandbox::Restricted;
 use crate::seccomp::{Mode, Profile};
 use crate::start::seal;
 
@@ -36,6 +39,8 @@ pub struct HelperPlan {
     pub grace: Duration,
     /// Limit on open files.
     pub open_files: Option<u64>,
+    /// Limit on its memory in bytes.
+    pub memory: Option<u64>,
     /// Which system calls it may make.
     pub profile: Option<Profile>,
     /// How strictly it is restricted.
@@ -48,12 +53,15 @@ pub struct Helper {
     stream: tokio::net::UnixStream,
     decoder: Decoder,
     child: Child,
+    ready: bool,
 }
 
 /// What a helper says.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Said {
+    /// What it is kept from; once more when it has restricted itself further. Nothing it says after [`Said::Ready`].
+    Restricted(Restricted),
     /// It is ready.
     Ready,
     /// What its role means by it.
@@ -71,7 +79,7 @@ impl Helper {
         ours.set_nonblocking(true)?;
         let stream = tokio::net::UnixStream::from_std(ours)?;
         let child = crate::supervisor::spawn_role(plan.role, theirs.into())?;
-        let mut helper = Self { stream, decoder: Decoder::new(Descriptors::Refused), child };
+        let mut helper = Self { stream, decoder: Decoder::new(Descriptors::Refused), child, ready: false };
         let record = StartRecord {
             uid: Some(plan.ids.uid),
             gid: Some(plan.ids.gid),
@@ -80,6 +88,7 @@ impl Helper {
             profile: plan.profile,
             sandbox: plan.sandbox,
             open_files: plan.open_files,
+            memory: plan.memory,
             grace_ms: millis(plan.grace),
             log: plan.log.clone(),
             ..StartRecord::default()
@@ -132,7 +141,14 @@ impl Helper {
                 }
             };
             match frame.parse::<FromChild>() {
-                Ok(FromChild::Ready) => return Some(Said::Ready),
+                Ok(FromChild::Ready) => {
+                    self.ready = true;
+                    return Some(Said::Ready);
+                }
+                // One that is taken over later must not change what is shown of it.
+                Ok(FromChild::Restricted(restricted)) if !self.ready => {
+                    return Some(Said::Restricted(restricted));
+                }
                 Ok(FromChild::Note { body }) => return Some(Said::Note(body)),
                 Ok(_) => {}
                 Err(error) => {
@@ -149,9 +165,19 @@ impl Helper {
         let _ = self.child.kill();
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+    /// Waits for its end. Cancel-safe.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        // Listened to before the first look: no end falls in between.
+        let mut ends = signal(SignalKind::child())?;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ends.recv().await;
+        }
     }
 
     async fn tell(&self, message: &ToChild, fds: Vec<OwnedFd>) -> io::Result<()> {
@@ -163,7 +189,7 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         // Whoever it runs as may have stopped it; then it could not end with this process.
-        if self.ended().is_none()
+        if matches!(self.child.try_wait(), Ok(None))
             && let Ok(pid) = i32::try_from(self.child.id())
         {
             let _ =

@@ -1,4 +1,8 @@
 //! What a daemon starts with.
+//!
+//! Trust: the supervisor, over the control channel; a slice is size-limited and sealed, so it cannot change while it
+//!        is read.
+//! Never: put a slice where another process finds it by a name.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,8 +16,9 @@ use std::time::Duration;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::channel::SocketEntry;
+use crate::channel::{self, FromChild, Outgoing, SocketEntry};
 use crate::plan::Slice;
+use crate::sandbox::Restricted;
 
 /// No configuration slice is larger.
 const MAX_SLICE: u64 = 64 << 20;
@@ -46,6 +51,16 @@ pub struct ControlFd {
     pub(crate) memory: Option<File>,
     /// Process id of the supervisor; none in tests without one.
     pub(crate) supervisor: Option<u32>,
+}
+
+impl ControlFd {
+    /// Tells the process that started this one what it is kept from, where its `main` adds to the start ritual.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn restricted(&self, restricted: Restricted) -> Result<(), crate::Error> {
+        channel::send_blocking(&self.stream, Outgoing::new(&FromChild::Restricted(restricted), Vec::new())?)
+    }
 }
 
 /// Listening sockets by listener name.

@@ -7,13 +7,17 @@
 //! Stop:     highest tier first, the next tier when that one is gone; KILL when the grace time is over.
 //! Threads:  everything runs on the caller's thread, which must stay alive: the kernel ties the daemons to it
 //!           (PR_SET_PDEATHSIG).
+//! Trust:    daemons may be taken over: what breaks the protocol is killed, figures are cut to what is believable,
+//!           and only the daemon whose plan says so may ask for the status. Admin requests come from root and the own
+//!           uid (`admin.rs`).
+//! Never:    read a byte of a mail client, or close a listening socket because its daemon has died.
 
 mod backoff;
 mod process;
 mod reload;
 mod service;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -656,6 +660,7 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
             restricted: Some(Restricted::default()),
             sockets: vec![self.control_socket.display().to_string()],
             answers: true,
+            helpers: BTreeMap::new(),
             figures: Vec::new(),
         };
         let daemons = self.services.iter().map(Service::status);

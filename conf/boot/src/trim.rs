@@ -3,6 +3,7 @@
 //! Purpose: reading a configuration and checking it touches megabytes of code that a daemon never runs again. Unmapped,
 //!          they count for no process, and the system may drop them; what is needed after all is mapped again at its
 //!          next use, from the page cache.
+//! Trust:   nobody; addresses come from the loader's own table of this program.
 //! Never:   touch a page that was ever written to.
 
 #![allow(unsafe_code)]

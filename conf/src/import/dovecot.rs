@@ -1,4 +1,8 @@
 //! From Dovecot's settings to our file.
+//!
+//! Trust: the text is what `doveconf` printed or a file says; all values that reach our file are quoted (`text.rs`)
+//!        or parsed.
+//! Never: show a value whose name says password, secret or passphrase.
 
 use super::databases::{self, Owners};
 use super::mail::{self, Mail};

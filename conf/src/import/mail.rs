@@ -1,6 +1,8 @@
 //! Where mail is: location, home, namespaces.
 //!
 //! Source:    Dovecot 2.3 `mail_location`, 2.4 `mail_driver`, `mail_path`; `namespace` blocks of both.
+//! Trust:     another program's configuration, chosen by the administrator.
+//! Never:     make a file that starts although the mail is known to be in a form that we do not read.
 
 use super::dovecot::Cx;
 use super::tree::{Node, Tree};

@@ -1,4 +1,6 @@
 //! Why a Dovecot setting has no counterpart.
+//!
+//! Trust: nobody; made of constants, which are looked up by the names of another program's settings.
 
 /// Beginning of a setting's name, and the reason; the first that fits counts.
 const REASONS: &[(&str, &str)] = &[
@@ -61,7 +63,8 @@ const REASONS: &[(&str, &str)] = &[
     ("director_", "Postern has no director"),
     ("managesieve_", "Postern has no Sieve"),
     ("sieve", "Postern has no Sieve"),
-    ("quota", "Postern does not enforce quotas"),
+    ("quota_full_tempfail", "a mailbox over the quota of its `maildirsize` always answers 452"),
+    ("quota", "Postern sets no quotas; it keeps to the `maildirsize` that is in a Maildir"),
     ("acl", "Postern has no shared mailboxes"),
     ("fts", "searches read the messages; there is no full-text index"),
     ("language", "searches read the messages; there is no full-text index"),
@@ -80,8 +83,7 @@ const REASONS: &[(&str, &str)] = &[
     ("lda_", "local delivery is done by our SMTP and LMTP server"),
     ("lmtp_", "Postern's LMTP has no such setting"),
     ("submission_", "Postern's submission server delivers itself; it has no relay host"),
-    ("recipient_delimiter", "an address is a user's name; there are no address extensions"),
-    ("quota_full_tempfail", "Postern does not enforce quotas"),
+    ("recipient_delimiter", "it is always `+`: mail for `user+detail` is delivered to `user`"),
     ("postmaster_address", "Postern sends no bounces in anybody's name"),
     ("rejection_", "Postern sends no rejections"),
     ("sendmail_path", "Postern sends no rejections"),
@@ -92,13 +94,13 @@ const REASONS: &[(&str, &str)] = &[
     ("imap_capability", "what is offered is what works"),
     ("imap_client_workarounds", "there are no work-arounds to switch on"),
     ("pop3_client_workarounds", "there are no work-arounds to switch on"),
+    ("imap_idle_notify_interval", "clients are kept alive as needed"),
     ("imap_id", "the answer to ID is fixed"),
     ("imap_logout_format", "the form of log lines is fixed"),
     ("pop3_logout_format", "the form of log lines is fixed"),
     ("imap_hibernate", "idle sessions cost little as they are"),
-    ("imap_idle_notify_interval", "clients are kept alive as needed"),
     ("imap_metadata", "Postern has no METADATA"),
-    ("imap_quota", "Postern does not enforce quotas"),
+    ("imap_quota", "Postern has no IMAP QUOTA; it keeps to the `maildirsize` that is in a Maildir"),
     ("imap_", "Postern's IMAP has no such setting"),
     ("pop3_uidl_format", "Postern's UIDLs are those of Dovecot's default, UIDVALIDITY and UID"),
     ("pop3_", "Postern's POP3 has no such setting"),
@@ -184,4 +186,17 @@ pub(super) fn driver(kind: &str, driver: &str) -> String {
         _ => "replace the entry by one with a driver that Postern has",
     };
     format!("Postern has no {kind} driver `{driver}`; {instead}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_reached() {
+        for (index, (name, _)) in REASONS.iter().enumerate() {
+            let hidden = REASONS.iter().take(index).find(|(before, _)| name.starts_with(before));
+            assert_eq!(hidden.map(|(before, _)| before), None, "stands before {name}");
+        }
+    }
 }

@@ -1,4 +1,7 @@
 //! The lines of the file that is made.
+//!
+//! Trust: keys and table names are ours, but for those of fields; values come from another program's configuration.
+//! Never: let a value end its line or its quotes, or a comment become a setting.
 
 use std::fmt::Write as _;
 

@@ -1,6 +1,7 @@
 //! Dovecot's times and sizes in our spelling.
 //!
 //! Source:    Dovecot `lib-settings/settings-parser.c`: `1 hours`, `30 secs`, `10 M`.
+//! Trust:     the text is another program's setting; one that is not understood gives nothing.
 
 /// A time; a number alone counts seconds.
 pub(super) fn time(text: &str) -> Option<String> {

@@ -1,6 +1,7 @@
 //! Dovecot's variables in our spelling.
 //!
 //! Source:    Dovecot 2.3 `lib/var-expand.c` (`%u`, `%Ln`, `%{login_user}`), 2.4 `lib-var-expand` (`%{user | domain}`).
+//! Trust:     templates are another program's settings.
 //! Never:     pass on a variable that nobody here expands.
 
 /// One-letter variables of 2.3.

@@ -1,4 +1,7 @@
 //! A TLS client that trusts one CA: for the self-test, admin commands and tests.
+//!
+//! Trust: the server, as far as the handshake goes; nobody is believed whose certificate the one CA has not signed.
+//! Never: look into the system's store of CAs, or connect without checking the name.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,7 @@
 //! What can be wrong with certificates and keys. One sentence each.
+//!
+//! Trust: nobody; made of what the TLS library said about files of the administrator.
+//! Never: hold a key or a part of one.
 
 /// Why certificates or TLS settings cannot be used.
 #[derive(Debug, thiserror::Error)]

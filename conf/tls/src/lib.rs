@@ -3,6 +3,8 @@
 //! Purpose:   every service of the stack gets its acceptor here; all of them share the certificates, none the tickets.
 //! Provider:  rustls with aws-lc-rs, always named explicitly; TLS 1.2 and 1.3 only.
 //! Reload:    [`Tls::replace`] swaps certificates under living connections; the next handshake uses the new ones.
+//! Trust:     strangers, before anything else has seen their bytes; the library parses them. Certificates are the
+//!            administrator's.
 //! Never:     print a key, share session tickets between services, wait for a silent client without a limit.
 #![forbid(unsafe_code)]
 

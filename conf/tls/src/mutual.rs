@@ -2,6 +2,7 @@
 //!
 //! Rules:  TLS 1.3 only; each side trusts one CA and nothing else; no session is resumed, so a certificate that is
 //!         not trusted any more gets in nowhere after a reload.
+//! Trust:  anybody can begin a handshake; who ends it has a certificate of the other side's CA.
 //! Never:  talk to a peer without a certificate, not even to say why.
 
 use std::io;

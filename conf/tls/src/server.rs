@@ -4,6 +4,10 @@
 //! own ticket keys. The certificate is chosen from the ClientHello before the handshake goes on, so what was presented
 //! is known exactly (for `tls-server-end-point`). New certificates mean new ticket keys: a resumed session then never
 //! stands on a certificate that is gone.
+//!
+//! Trust: strangers: the ClientHello chooses among certificates, by name and signature schemes, and decides nothing
+//!        else.
+//! Never: wait for a handshake without a limit, or change anything when one pair of a reload cannot be used.
 
 use std::collections::HashMap;
 use std::io;

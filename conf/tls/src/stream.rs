@@ -1,4 +1,7 @@
 //! An accepted TLS connection and what is known about it.
+//!
+//! Trust: the peer is a stranger whose bytes are intact, no more; the host name it asked for is its word.
+//! Never: offer a channel binding that is not unique to the connection (RFC 9266 §4.2).
 
 use std::io;
 use std::pin::Pin;

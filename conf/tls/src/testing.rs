@@ -1,4 +1,7 @@
 //! Certificates for this crate's tests.
+//!
+//! Trust: nobody; keys are made anew for each test.
+//! Never: be part of a program: compiled for tests only.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 

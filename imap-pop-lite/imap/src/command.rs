@@ -1,4 +1,7 @@
 //! What a client can ask for, one type per command.
+//!
+//! Trust: nobody; made by the parser from what a client sent, so what a type cannot hold was refused there.
+//! Never: hold a password or a SASL response other than as a `Secret`.
 
 use std::fmt;
 

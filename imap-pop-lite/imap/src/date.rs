@@ -1,4 +1,7 @@
 //! Dates as IMAP writes them: `1-Jan-2020` and `" 1-Jan-2020 10:00:00 +0100"`.
+//!
+//! Trust: text of a client; the numbers of the writing side are the caller's.
+//! Never: take a day that the calendar does not have.
 
 use std::fmt;
 

@@ -1,4 +1,7 @@
 //! The terminals of answers: quoted strings, literals, NIL.
+//!
+//! Trust: strings may be any bytes out of messages and names.
+//! Never: let one end its quotes or its line: what is not plain goes as a literal.
 
 use std::io::Write as _;
 

@@ -1,4 +1,7 @@
 //! Answers: untagged data, status lines, FETCH items.
+//!
+//! Trust: nobody sends it bytes; texts may carry what a client or a message said.
+//! Never: let text for people hold a line end or anything but printable ASCII.
 
 use std::io::Write as _;
 

@@ -1,4 +1,7 @@
 //! Sequence sets: `1,3:5,7:*`.
+//!
+//! Trust: sets are a client's text.
+//! Never: expand a range: `1:4294967295` stays two numbers.
 
 use std::fmt::Write as _;
 use std::num::NonZeroU32;

@@ -1,6 +1,9 @@
 //! ENVELOPE and BODYSTRUCTURE: plain structs in, IMAP syntax out.
 //!
 //! The scanner of messages is another crate; what it found comes here as slices of raw header text.
+//!
+//! Trust: header text is whatever a stranger put into a message; it is printed as strings only.
+//! Never: write a name, address or parameter as an atom.
 
 use std::borrow::Cow;
 use std::io::Write as _;

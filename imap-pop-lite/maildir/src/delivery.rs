@@ -5,6 +5,7 @@
 //! Content: CRLF is stored as LF, everything else byte for byte, so that reading with LF → CRLF gives back
 //!          exactly what was sent. `,S=` and `,W=` in the name tell both sizes.
 //! Locks:   none for a message without keywords.
+//! Trust:   the message is a stranger's; where it goes was decided by the caller.
 //! Never:   leave a file behind in `tmp` after an error, show a message before its bytes are durable.
 
 use std::fs::{self, File};
@@ -368,8 +369,19 @@ impl Staged {
 
     /// Moves the message into `new` (or `cur`) and makes the directory durable. After `Ok` the message is safe;
     /// after an error it is gone.
-    pub fn commit(self) -> Result<(), Error> {
-        commit_all(vec![self]).map_err(|e| e.error)
+    pub fn commit(mut self) -> Result<Placed, Error> {
+        let keywords = self.named_keywords()?;
+        let placed = self.place(keywords)?;
+        match sync_placed(std::slice::from_ref(&placed)) {
+            Ok(()) => {
+                placed.count();
+                Ok(placed)
+            }
+            Err(error) => {
+                placed.undo();
+                Err(error)
+            }
+        }
     }
 
     /// The sub-directory and file name this message goes to, with these keywords.
@@ -410,7 +422,7 @@ pub(crate) struct Source<'a> {
 
 /// A message in its final place.
 #[derive(Debug)]
-pub(crate) struct Placed {
+pub struct Placed {
     pub(crate) dir: PathBuf,
     pub(crate) path: PathBuf,
     root: PathBuf,
@@ -418,7 +430,19 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
-    /// Takes the message away again. True when no trace of it is left.
+    /// Takes a message away again whose sender has to be told that it was not delivered.
+    ///
+    /// # Errors
+    /// The message stays: another program was quicker to pick it up, so somebody may have seen it.
+    pub fn take_back(self) -> Result<(), Error> {
+        fs::remove_file(&self.path).ctx("take back", &self.path)?;
+        quota::adjust(&self.root, i64::try_from(self.size).unwrap_or(0).saturating_neg(), -1);
+        // Without it, a crash at once may bring the message back: once too often, which is what an error means too.
+        let _ = dirs::sync_dir(&self.dir);
+        Ok(())
+    }
+
+    /// The same before it was counted. True when no trace of it is left.
     pub(crate) fn undo(&self) -> bool {
         match fs::remove_file(&self.path) {
             Ok(()) => true,
@@ -436,32 +460,37 @@ impl Placed {
 
 /// Not all of several staged messages could be committed.
 #[derive(Debug, thiserror::Error)]
-#[error("{committed} messages were delivered, then: {error}")]
+#[error("message {failed}: {error}; {} others stay delivered", kept.len())]
 pub struct CommitError {
-    /// How many of the first messages are delivered and stay so (0: nothing was left behind).
-    pub committed: usize,
-    /// What stopped the next one.
+    /// Which message stopped it, by its place in the list.
+    pub failed: usize,
+    /// What did.
     pub error: Error,
+    /// Which messages are delivered all the same: another program was quicker to pick them up.
+    pub kept: Vec<usize>,
 }
 
-/// Commits several staged messages (one for each local recipient): all renames, then one fsync per directory.
+/// Commits several staged messages (one for each local recipient), all or none: all renames, then one fsync per directory.
 ///
-/// When one fails, those renamed before are taken back; what another program was quicker to pick up stays
-/// delivered and is counted in the error.
-pub fn commit_all(mut staged: Vec<Staged>) -> Result<(), CommitError> {
+/// When one fails, those renamed before are taken back, as far as nobody has picked them up.
+pub fn commit_all(mut staged: Vec<Staged>) -> Result<Vec<Placed>, CommitError> {
     let mut placed: Vec<Placed> = Vec::with_capacity(staged.len());
     match place_all(&mut staged, &mut placed) {
         Ok(()) => {
             placed.iter().for_each(Placed::count);
-            Ok(())
+            Ok(placed)
         }
         Err(error) => {
-            while placed.last().is_some_and(Placed::undo) {
-                placed.pop();
+            let failed = placed.len().min(staged.len().saturating_sub(1));
+            let mut kept = Vec::new();
+            for (index, message) in placed.iter().enumerate() {
+                if !message.undo() {
+                    message.count();
+                    kept.push(index);
+                }
             }
             let _ = sync_placed(&placed);
-            placed.iter().for_each(Placed::count);
-            Err(CommitError { committed: placed.len(), error })
+            Err(CommitError { failed, error, kept })
         }
     }
 }
@@ -653,11 +682,27 @@ mod tests {
         let second = first.share(&b, &inbox).unwrap();
         fs::rename(b.root().join("new"), dir_b.path().join("away")).unwrap();
         let error = commit_all(vec![first, second]).unwrap_err();
-        assert_eq!(error.committed, 0);
+        assert_eq!((error.failed, &error.kept[..]), (1, &[][..]));
         assert!(matches!(error.error, Error::NoSuchFolder(_)));
         assert_eq!(names(&a.root().join("new")).len(), 1);
         assert!(names(&a.root().join("tmp")).is_empty());
         assert!(names(&b.root().join("tmp")).is_empty());
+    }
+
+    #[test]
+    fn taken_back_unless_somebody_has_seen_it() {
+        let (_dir, maildir) = tree();
+        let root = maildir.root().to_owned();
+        fs::write(root.join("maildirsize"), "1000S\n0 0\n").unwrap();
+        stage(&maildir, b"hello\r\n").commit().unwrap().take_back().unwrap();
+        assert!(names(&root.join("new")).is_empty());
+        assert_eq!(fs::read(root.join("maildirsize")).unwrap(), b"1000S\n0 0\n6 1\n-6 -1\n");
+        let placed = stage(&maildir, b"hello\r\n").commit().unwrap();
+        let name = names(&root.join("new")).remove(0);
+        fs::rename(root.join("new").join(&name), root.join("cur").join(format!("{name}:2,S"))).unwrap();
+        placed.take_back().unwrap_err();
+        assert_eq!(names(&root.join("cur")).len(), 1);
+        assert_eq!(fs::read(root.join("maildirsize")).unwrap(), b"1000S\n0 0\n6 1\n-6 -1\n6 1\n");
     }
 
     #[test]

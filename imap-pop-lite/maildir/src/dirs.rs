@@ -1,5 +1,6 @@
 //! Directory work every part of the store shares: stamps, listings, careful create and rename, fsync.
 //!
+//! Trust: other programs of the mailbox's owner may put anything there: links, pipes, huge files.
 //! Never: follow a symbolic link in the last component when creating, replace an existing message by a rename.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};

@@ -1,4 +1,7 @@
 //! What can go wrong in the store, in the words a protocol reply is chosen by.
+//!
+//! Trust: nobody; made of paths of the mail tree and what the system said.
+//! Never: hold a byte of a message.
 
 use std::io;
 use std::path::{Path, PathBuf};

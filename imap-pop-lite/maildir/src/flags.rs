@@ -1,6 +1,9 @@
 //! Flags and keywords of a message, as the Maildir file name carries them.
 //!
 //! Format: reference note "maildir-imap-pop3", section 2 (flag letters).
+//! Trust:  letters stand in file names that other programs write, keywords come from clients; what is no flag is no
+//!         error.
+//! Never:  take a keyword that would not survive as one word in `dovecot-keywords` or in an IMAP answer.
 
 use std::fmt;
 use std::ops::{BitAnd, BitOr, Sub};

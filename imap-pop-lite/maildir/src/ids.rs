@@ -1,6 +1,9 @@
 //! Numbers that name messages: UID and UIDVALIDITY.
 //!
 //! Both are 32 bits and never zero (RFC 9051 §2.3.1.1); a zero read from a file is refused where it is parsed.
+//!
+//! Trust: nobody; made of numbers that were parsed elsewhere.
+//! Never: be zero.
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -5,6 +5,7 @@
 //! Order:   a new name is written before the first file gets its letter, so that no reader meets a letter
 //!          without a name.
 //! Trust:   others write the file; names that are no keywords are kept in it but never shown.
+//! Never:   give a letter that some file still carries to a new name.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -61,7 +61,7 @@ mod uidvalidity;
 mod view;
 mod watch;
 
-pub use delivery::{CommitError, Delivery, Staged, commit_all};
+pub use delivery::{CommitError, Delivery, Placed, Staged, commit_all};
 pub use error::Error;
 pub use flags::{FlagChange, FlagOp, Flags, Keyword, KeywordNames, KeywordSet};
 pub use folder::{BadName, FolderName};

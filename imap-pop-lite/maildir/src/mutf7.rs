@@ -1,4 +1,7 @@
 //! Modified UTF-7 for folder names, RFC 3501 §5.1.3. Strict: what has two spellings is refused.
+//!
+//! Trust: names come from clients and from directories that other programs made.
+//! Never: call two spellings of one name valid.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+,";
 

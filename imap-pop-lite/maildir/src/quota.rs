@@ -2,6 +2,7 @@
 //!
 //! Format: reference note "maildir-imap-pop3", section 6: a line of limits, then deltas.
 //! Trust:  a file that makes no sense limits nothing; it is left for the program that made it.
+//! Never:  make the file where there is none, or fail a change because it could not be noted there.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -205,7 +206,7 @@ mod tests {
         let deliver = |text: &[u8]| {
             let mut delivery = maildir.delivery()?;
             delivery.write(text)?;
-            delivery.finish()?.commit()
+            delivery.finish()?.commit().map(drop)
         };
         deliver(b"before").unwrap();
         fs::write(path(maildir.root()), "20S,3C\n6 1\n").unwrap();

@@ -2,6 +2,9 @@
 //!
 //! One folder is one [`Mailbox`] for all sessions of the process. Mailboxes no session uses stay in memory for a
 //! while, up to a number of messages, so that the next STATUS or SELECT needs only a look at the directory's times.
+//!
+//! Trust: the root is the caller's decision; folder names are a checked type.
+//! Never: hand out a `Mailbox` whose folder is known to be deleted or renumbered.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 //! Format:  reference note "maildir-imap-pop3", section 5. A version 1 file stays version 1.
 //! Locking: `subscriptions.lock` is the next content, renamed over.
 //! Trust:   lines that are no folder name are kept when the file is rewritten, and not shown.
+//! Never:   lose a line that another program wrote.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

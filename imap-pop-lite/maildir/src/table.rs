@@ -2,6 +2,9 @@
 //!
 //! Pure: no files, no locks. Rules kept here: UIDs ascend, a message is only ever added above the highest UID
 //! seen, expunged messages stay known until every view has announced them.
+//!
+//! Trust: nobody; file names in it come from the directory by way of the scan.
+//! Never: number a message below one that was seen, or forget an expunged one that a view still counts.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! Layout: Maildir++, reference note "maildir-imap-pop3", section 3: the root is the INBOX, folder `A/B` is the
 //!         directory `.A.B`; every other folder carries an empty `maildirfolder`.
+//! Trust:  folder names are a checked type; what lies in the root may be other programs' doing.
 //! Never:  create `maildirfolder` in the root, follow a link when deleting, touch names beginning with `..`.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,8 @@
 //!
 //! Format: reference note "maildir-imap-pop3", section 4.6: a file with eight hex digits and an empty marker
 //!         file that carries the same digits in its name. Renaming the marker is the lock.
+//! Trust:  file and markers are shared with other programs; digits that make no sense count as none.
+//! Never:  give out a value that this tree's file or markers show as used.
 
 use std::fs;
 use std::io;

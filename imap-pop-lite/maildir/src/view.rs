@@ -3,6 +3,8 @@
 //! Rules: reference note "maildir-imap-pop3", section 9.3. Numbers change only in [`View::refresh`]; a message that
 //!        is gone keeps its number until the session may send EXPUNGE; EXISTS only grows; changes come in the
 //!        order flags, expunges, EXISTS, RECENT.
+//! Trust: sets are a client's and are resolved against what was announced to it.
+//! Never: change a number between two announcements.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

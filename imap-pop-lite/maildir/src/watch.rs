@@ -2,6 +2,9 @@
 //!
 //! An event only wakes the sessions; what changed is found out by the sync that follows. Where no watch can be had
 //! (limits of the system, no inotify), the sessions are woken every two seconds instead.
+//!
+//! Trust: other programs cause events; an event is a hint and carries no fact.
+//! Never: hold the lock while a mailbox is woken, or keep a mailbox alive.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};

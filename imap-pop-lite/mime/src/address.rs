@@ -2,6 +2,9 @@
 //!
 //! Broken addresses still give an entry: a missing half becomes `MISSING_MAILBOX` or
 //! `MISSING_DOMAIN`, because NIL there would mean the start or end of a group.
+//!
+//! Trust: every byte is a stranger's.
+//! Never: lose the end of a group: clients count on it.
 
 /// One element of an ENVELOPE address list.
 #[derive(Clone, Debug, Eq, PartialEq)]

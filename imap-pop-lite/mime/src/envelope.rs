@@ -1,4 +1,7 @@
 //! The ten fields of ENVELOPE (RFC 9051 §7.5.2), from the header alone.
+//!
+//! Trust: every byte is a stranger's.
+//! Never: refuse a header, however broken: a field that makes no sense is missing.
 
 use crate::address::{Address, parse_addresses};
 use crate::header::{fields, unfold};

@@ -1,4 +1,7 @@
 //! Header blocks: where they end, their fields, unfolding (RFC 5322 §2.2).
+//!
+//! Trust: every byte is a stranger's.
+//! Never: refuse a header: lines that are no field are passed over.
 
 use std::borrow::Cow;
 use std::ops::Range;

@@ -1,6 +1,9 @@
 //! `Content-Type`, `Content-Disposition` and their parameters (RFC 2045 §5.1, RFC 2183).
 //!
 //! Parameters keep their order and raw names: `name*0*` of RFC 2231 is the client's to decode.
+//!
+//! Trust: every byte is a stranger's.
+//! Never: decode RFC 2231 or RFC 2047: that is the client's to do.
 
 use crate::header::unfold;
 

@@ -1,4 +1,7 @@
 //! `BODY[section]` to a region of the message (RFC 9051 §6.4.5.1).
+//!
+//! Trust: paths are a client's, the tree was made from a stranger's message.
+//! Never: name a region of a part that is not there.
 
 use std::ops::Range;
 

@@ -1,4 +1,7 @@
 //! One pass over the message: the tree of parts with offsets, line and octet counts (RFC 2046).
+//!
+//! Trust: every byte is a stranger's; `Limits` cap what they can make of the tree.
+//! Never: refuse a message: beyond the caps, parts are opaque.
 
 use std::ops::Range;
 

@@ -1,4 +1,7 @@
 //! Commands as a client writes them.
+//!
+//! Trust: every byte is a client's; the session has bounded the line.
+//! Never: hold a password, digest or response other than as a `Secret`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -2,6 +2,8 @@
 //!
 //! Rules: LF becomes CRLF and CRLF stays; a CR elsewhere is left alone; what a file lacks at its end (the last line end)
 //!        is added and not counted. The octets written, doubled dots and the end aside, are those [`Octets`] counts.
+//! Trust: messages are strangers' text.
+//! Never: let a line of a message end the transfer.
 
 /// Counts the octets a message has on the wire (RFC 1939 §11), in pieces.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,4 +1,7 @@
 //! The messages of a session, fixed at login.
+//!
+//! Trust: the driver makes it from the store; numbers are a client's and may be any.
+//! Never: give a message another number, or show one that is marked.
 
 use std::fmt::{self, Write as _};
 

@@ -1,4 +1,7 @@
 //! Bytes that must not be shown and are wiped when dropped.
+//!
+//! Trust: what is in here is secret, whoever sent it.
+//! Never: show it in `Debug`, or leave it in memory after drop.
 
 use std::fmt;
 

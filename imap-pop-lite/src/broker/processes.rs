@@ -1,5 +1,7 @@
 //! The mailbox processes that are there: found or started, told to go when nobody needs them.
 //!
+//! Trust:   the streams are handed over by the broker, who knows whose they are. A mailbox process is its user's: it may lie about
+//!          what it serves, and then holds the place that it has, no other.
 //! Key:     uid and place. Mailboxes of one uid in several places do not share a process, for each can reach its own only.
 //! Order:   whoever is handed to a process that is about to go is served by it; it goes when it has no one left. So nothing is
 //!          lost between "nobody is there" and "go".
@@ -7,6 +9,8 @@
 //!          or because the Maildir is another one now, goes to the next process.
 //! Stuck:   whoever owns a process can stop it. One that takes nothing any more is killed, and those who wait are told.
 //! Crash:   the streams a process had taken are closed with it: the fronts tell their clients to try again.
+//! Shares:  neither front can take the places of all: see [`share`].
+//! Never:   start more processes than the settings say; let one mailbox hold up another.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +30,9 @@ use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::client::until;
 use crate::delivery;
-use crate::mailbox::{Handed, Note, Told};
+use crate::mailbox::{Handed, Note, Told, Uses};
 
 /// Streams that wait for a process to start.
 const WAITING: usize = 64;
@@ -82,10 +87,51 @@ struct Entry {
     leave: Arc<Notify>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct State {
     /// Nobody has been there since.
     idle: Option<Instant>,
+    /// What it is used for, or will be by what was handed over.
+    uses: Uses,
+}
+
+/// How many processes may serve sessions, and how many deliveries, of so many in all. An eighth is left for the other front: one that
+/// is taken over could keep all of them busy, with messages that never end.
+fn share(most: usize) -> usize {
+    most - most / 8
+}
+
+/// Whether there is a place for another process: a free one, or that of the process that is idle longest.
+fn room<'a, K: Clone + 'a>(
+    table: impl Iterator<Item = (&'a K, State)> + Clone,
+    most: usize,
+) -> Result<Option<K>, Refusal> {
+    if table.clone().count() < most {
+        return Ok(None);
+    }
+    let idle = table.filter_map(|(key, state)| Some((state.idle?, key)));
+    match idle.min_by_key(|(since, _)| *since) {
+        Some((_, oldest)) => Ok(Some(oldest.clone())),
+        None => {
+            Err(Refusal::temporary(format!("{most} mailboxes are in use, which is mail.mailbox_processes")))
+        }
+    }
+}
+
+/// Whether one more process may be put to this use.
+fn within_share(table: impl Iterator<Item = State>, wanted: Uses, most: usize) -> Result<(), Refusal> {
+    let (mut sessions, mut deliveries) = (0, 0);
+    for State { uses, .. } in table {
+        sessions += usize::from(uses.sessions);
+        deliveries += usize::from(uses.deliveries);
+    }
+    let (what, used) = if wanted.sessions { ("sessions", sessions) } else { ("deliveries", deliveries) };
+    if used < share(most) {
+        return Ok(());
+    }
+    Err(Refusal::temporary(format!(
+        "{used} mailboxes have {what}, which is all but an eighth of mail.mailbox_processes"
+    )))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,7 +164,7 @@ impl Processes {
     async fn pass(&self, ids: &Ids, root: &Path, mut hand: Hand) -> Result<(), (Refusal, UnixStream)> {
         while hand.tries < ATTEMPTS {
             hand.tries += 1;
-            let entry = match self.find_or_start(ids, root) {
+            let entry = match self.find_or_start(ids, root, hand.handed.uses()) {
                 Ok(entry) => entry,
                 Err(refusal) => return Err((refusal, hand.stream)),
             };
@@ -146,28 +192,29 @@ impl Processes {
         }
     }
 
-    fn find_or_start(&self, ids: &Ids, root: &Path) -> Result<Entry, Refusal> {
+    fn find_or_start(&self, ids: &Ids, root: &Path, wanted: Uses) -> Result<Entry, Refusal> {
         let key = (ids.uid, root.to_owned());
         let mut table = lock(&self.0.table);
-        if let Some(entry) = table.get(&key) {
-            return Ok(entry.clone());
-        }
         let slice = Arc::clone(&self.0.settings.borrow());
         let most = usize::try_from(slice.mail.mailbox_processes).unwrap_or(usize::MAX);
-        if table.len() >= most {
-            let idle = table.iter().filter_map(|(key, entry)| Some((lock(&entry.state).idle?, key.clone())));
-            let Some((_, oldest)) = idle.min() else {
-                return Err(Refusal::temporary(format!(
-                    "{most} mailboxes are in use, which is mail.mailbox_processes"
-                )));
-            };
-            if let Some(entry) = table.remove(&oldest) {
-                entry.leave.notify_one();
+        let states = || table.values().map(|entry| *lock(&entry.state));
+        if let Some(entry) = table.get(&key) {
+            let uses = lock(&entry.state).uses;
+            if uses.with(wanted) != uses {
+                within_share(states(), wanted, most)?;
             }
+            lock(&entry.state).uses = uses.with(wanted);
+            return Ok(entry.clone());
+        }
+        let oldest = room(table.iter().map(|(key, entry)| (key, *lock(&entry.state))), most)?;
+        within_share(states(), wanted, most)?;
+        if let Some(entry) = oldest.and_then(|oldest| table.remove(&oldest)) {
+            entry.leave.notify_one();
         }
         let (hands, waiting) = mpsc::channel(WAITING);
         let number = self.0.started.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { number, hands, state: Arc::default(), leave: Arc::default() };
+        let state = Arc::new(Mutex::new(State { idle: None, uses: wanted }));
+        let entry = Entry { number, hands, state, leave: Arc::default() };
         table.insert(key.clone(), entry.clone());
         drop(table);
         let driver = Driver {
@@ -217,6 +264,7 @@ impl Driver {
                 let _counted = self.processes.0.gauges.enter();
                 tracing::debug!(uid = self.ids.uid, pid = helper.pid(), root = %self.key.1.display(), "mailbox process started");
                 let left = self.drive(&mut helper, &mut waiting).await;
+                self.processes.0.gauges.helper(helper.pid(), None);
                 self.processes.forget(&self.key, self.number);
                 if !self.drain.is_draining() {
                     self.processes.pass_again(&self.ids, &self.key.1, left.into_values());
@@ -287,7 +335,9 @@ impl Driver {
                             self.processes.forget(&self.key, self.number);
                             self.processes.pass_again(&self.ids, &self.key.1, given.remove(&number));
                         }
-                        Ok(Note::Busy(busy)) => lock(&self.state).idle = (!busy).then(Instant::now),
+                        Ok(Note::Serves(uses)) => {
+                            *lock(&self.state) = State { idle: uses.is_none().then(Instant::now), uses };
+                        }
                         Ok(Note::Broken) => {
                             self.processes.forget(&self.key, self.number);
                             waiting.close();
@@ -298,6 +348,9 @@ impl Driver {
                             self.kill(helper, &format!("talks nonsense: {error}"));
                         }
                     },
+                    Some(Said::Restricted(restricted)) => {
+                        self.processes.0.gauges.helper(helper.pid(), Some(restricted));
+                    }
                     Some(_) => {}
                 },
                 () = until(stuck), if !killed => {
@@ -360,6 +413,7 @@ impl Driver {
             log: Some(LogOptions::new("mailbox", slice.log.level.clone(), format)),
             grace: slice.grace_time,
             open_files: None,
+            memory: Some(crate::mailbox::MEMORY),
             // It restricts itself, when it has looked at the Maildir.
             profile: None,
             sandbox: match slice.process.sandbox {
@@ -371,32 +425,77 @@ impl Driver {
     }
 }
 
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Waits for the end of a process that has closed its channel.
 async fn reap(helper: &mut Helper) {
     let pid = helper.pid();
-    let end = Instant::now() + LAST_BREATH;
-    let mut killed = false;
-    let status = loop {
-        if let Some(status) = helper.ended() {
-            break status;
-        }
-        if !killed && Instant::now() >= end {
-            killed = true;
+    let ended = match timeout(LAST_BREATH, helper.wait()).await {
+        Ok(ended) => ended,
+        Err(_) => {
             tracing::warn!(pid, "a mailbox process does not end; killing it");
             helper.kill();
+            helper.wait().await
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    if status.success() {
-        tracing::debug!(pid, "mailbox process ended");
-    } else {
-        tracing::error!(pid, "mailbox process ended: {status}");
+    match ended {
+        Ok(status) if status.success() => tracing::debug!(pid, "mailbox process ended"),
+        Ok(status) => tracing::error!(pid, "mailbox process ended: {status}"),
+        Err(error) => tracing::error!(pid, %error, "cannot wait for a mailbox process"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SESSION: Uses = Uses { sessions: true, deliveries: false };
+    const DELIVERY: Uses = Uses { sessions: false, deliveries: true };
+
+    fn state(uses: Uses, idle: Option<Instant>) -> State {
+        State { idle, uses }
+    }
+
+    #[test]
+    fn neither_front_takes_the_places_of_all() {
+        let table = |deliveries: usize, sessions: usize| {
+            let both = deliveries.min(sessions);
+            (0..deliveries.max(sessions)).map(move |n| match n {
+                n if n < both => state(SESSION.with(DELIVERY), None),
+                _ if deliveries > sessions => state(DELIVERY, None),
+                _ => state(SESSION, None),
+            })
+        };
+        for (most, deliveries, sessions, may_deliver, may_open) in [
+            (1000, 874, 0, true, true),
+            (1000, 875, 0, false, true),
+            (1000, 0, 875, true, false),
+            // Those that serve both count for both.
+            (1000, 875, 875, false, false),
+            (8, 7, 0, false, true),
+            // Few places: nothing can be kept back.
+            (7, 6, 0, true, true),
+            (1, 0, 0, true, true),
+            (1, 1, 0, false, true),
+        ] {
+            let fits = |wanted| within_share(table(deliveries, sessions), wanted, most).is_ok();
+            assert_eq!(
+                (fits(DELIVERY), fits(SESSION)),
+                (may_deliver, may_open),
+                "{most} {deliveries} {sessions}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_makes_room() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let used = state(DELIVERY, None);
+        let full =
+            [(1, used), (2, state(Uses::default(), Some(later))), (3, state(Uses::default(), Some(now)))];
+        let room = |table: &[(u32, State)], most| room(table.iter().map(|(key, state)| (key, *state)), most);
+        assert_eq!(room(&full, 4).unwrap(), None);
+        assert_eq!(room(&full, 3).unwrap(), Some(3));
+        assert_eq!(room(&full[..2], 2).unwrap(), Some(2));
+        assert!(room(&full[..1], 1).unwrap_err().text.contains("mail.mailbox_processes"));
     }
 }

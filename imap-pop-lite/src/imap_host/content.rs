@@ -1,4 +1,7 @@
 //! One message's content while it is being fetched or searched: read as little as the question needs.
+//!
+//! Trust: the bytes are a stranger's message, and another program may change the file meanwhile.
+//! Never: hold a whole message while a client is waited for.
 
 use std::borrow::Cow;
 use std::fs::File;

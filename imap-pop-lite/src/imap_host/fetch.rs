@@ -1,4 +1,7 @@
 //! FETCH, in turns: a turn reads and formats a bounded amount, then the client is written to.
+//!
+//! Trust: the items are the client's, checked by the parser; the messages are strangers'.
+//! Never: announce a size and send another one; format more than a turn ahead of the client.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,7 @@
 //! LIST with RFC 5258, 5819 and 6154, and LSUB.
+//!
+//! Trust: patterns are the client's, and matched without going back and forth; names are those of the user's own folders.
+//! Never: tell of a folder outside of the user's tree.
 
 use std::collections::BTreeSet;
 

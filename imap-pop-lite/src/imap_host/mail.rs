@@ -1,4 +1,7 @@
 //! The store's side of an IMAP session: everything here blocks on the file system and on nothing else.
+//!
+//! Trust: the client has logged in, and reaches this one account.
+//! Never: wait for the client; open a path that a client wrote.
 
 use std::time::{Duration, SystemTime};
 

@@ -3,6 +3,8 @@
 //! Store:     every call that touches files runs on a blocking thread and hands back a bounded piece of
 //!            output; no thread and no lock is held while the client is written to.
 //! Order:     one command at a time, so that an answer never uses numbers another command changed.
+//! Trust:     the client is a stranger until the authentication daemon says who it is.
+//! Never:     touch a file on the runtime's threads.
 
 mod content;
 mod fetch;
@@ -27,9 +29,8 @@ use tokio::sync::Notify;
 
 use self::mail::{Append, Mail, Turn, Work};
 use crate::account::Account;
-use crate::client::{Answer, Client, Next};
+use crate::client::{Answer, Client, Next, until};
 use crate::login::{Denied, Welcome};
-use crate::relay;
 use crate::server::{Peer, Shared};
 use crate::stream::Connection;
 
@@ -119,8 +120,7 @@ impl Host {
                     Next::End(why) => return Ok(why),
                     Next::Relay(mailbox) => {
                         let ahead = self.session.take_input();
-                        self.client.connection.flush().await?;
-                        return relay::run(&mut self.client.connection, mailbox, &ahead, drain).await;
+                        return self.client.relay(mailbox, &ahead, drain).await;
                     }
                 }
             }
@@ -446,13 +446,6 @@ fn denied_outcome(denied: Denied) -> Outcome {
         Denied::Malformed => LoginFailureCode::Malformed,
     };
     Outcome::LoginFailed(LoginFailure { code, text: String::new() })
-}
-
-async fn until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn notified(changed: Option<&Notify>) {

@@ -1,4 +1,7 @@
 //! The store's errors in the protocol's words, and conversions between the two vocabularies.
+//!
+//! Trust: nobody sends it bytes.
+//! Never: tell a client a path of this machine.
 
 use imap::{Code, Completion, FetchWriter, Flag, Response, SeqNum, SeqSet, Status, SystemFlag, Transition};
 use maildir::{Flags, Keyword, KeywordNames, Message, SetRange, Uid};

@@ -1,4 +1,7 @@
 //! SEARCH: all keys of RFC 3501, ESEARCH answers (RFC 4731), YOUNGER and OLDER (RFC 5032).
+//!
+//! Trust: keys are the client's, their depth bounded by the parser; the messages are strangers'.
+//! Never: read a file for what the table in memory knows.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,7 @@
 //! From the scanner's offsets to the printer's structs.
+//!
+//! Trust: anything can stand in a message; the scanner has bounded depth and number of parts.
+//! Never: index by an offset without looking.
 
 use std::borrow::Cow;
 

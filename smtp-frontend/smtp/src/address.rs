@@ -6,6 +6,8 @@
 //! Deviation: what real clients send and other servers take. Local parts up to 256 bytes instead of 64 (VERP, BATV);
 //!            dots anywhere in them (`a..b@x`; shown quoted); `_` in domain names and one dot behind them; blanks
 //!            inside the brackets, and no brackets at all.
+//! Trust:     every byte is a client's.
+//! Never:     hold what the grammar, with the deviations above, does not allow.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -4,6 +4,7 @@
 //!            message bytes of its own.
 //! Standard:  RFC 5321 §2.3.8 (only CRLF ends a line), §4.1.1.4 (only CRLF.CRLF ends the data), §4.5.2.
 //! Peers:     Postfix from 3.9 on (`smtpd_forbid_bare_newline = normalize`, `cleanup_replace_stray_cr_lf = yes`).
+//! Trust:     every byte is a client's.
 //! Never:     takes `LF.LF`, `LF.CRLF`, `CR.CR` or any other look-alike for the end, and never gives out a bare CR or
 //!            LF: those are the ways a second message is smuggled past a server that reads differently.
 //!

@@ -2,6 +2,7 @@
 //!
 //! Standard:  RFC 5321 §2.3.8 and §4.5.3.1.4, RFC 4954 §4 (12,288 bytes for AUTH).
 //! Trust:     a line longer than its cap is never kept: it is reported once and dropped up to its LF.
+//! Never:     leave a password in memory that is given back: what is read, moved or outgrown is wiped.
 
 use zeroize::Zeroize as _;
 
@@ -40,6 +41,13 @@ impl Input {
     /// Adds bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.compact();
+        let wanted = self.bytes.len() + bytes.len();
+        if wanted > self.bytes.capacity() {
+            let mut larger = Vec::with_capacity(wanted.max(2 * self.bytes.len()));
+            larger.extend_from_slice(&self.bytes);
+            self.bytes.zeroize();
+            self.bytes = larger;
+        }
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -116,9 +124,26 @@ impl Input {
 
     fn compact(&mut self) {
         if self.at > 0 {
-            self.bytes.drain(..self.at);
-            self.at = 0;
+            let waiting = self.move_down();
+            self.bytes.truncate(waiting);
         }
+    }
+
+    /// Moves what waits to the beginning, with zeros behind it. Returns its length.
+    fn move_down(&mut self) -> usize {
+        let waiting = self.len();
+        self.bytes.copy_within(self.at.., 0);
+        if let Some(stale) = self.bytes.get_mut(waiting..) {
+            stale.fill(0);
+        }
+        self.at = 0;
+        waiting
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
     }
 }
 
@@ -151,6 +176,16 @@ mod tests {
         input.push(b"\n");
         assert_eq!(lines(&mut input), ["three"]);
         assert!(input.is_empty());
+    }
+
+    #[test]
+    fn what_is_read_or_moved_is_wiped() {
+        let mut input = Input::default();
+        input.push(b"AUTH pw\r\nnext");
+        assert_eq!(lines(&mut input), ["AUTH pw"]);
+        assert_eq!(input.bytes, b"\0\0\0\0\0\0\0\0\0next");
+        assert_eq!(input.move_down(), 4);
+        assert_eq!(input.bytes, b"next\0\0\0\0\0\0\0\0\0");
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! Bytes that must not be printed or left in memory: what a client sends during AUTH.
+//!
+//! Trust: what is in here is secret, whoever sent it.
+//! Never: show it in `Debug`, or leave it in memory after drop.
 
 use std::fmt;
 

@@ -4,6 +4,7 @@
 //! Standard:  RFC 5321 (sequence §4.1.4, state after each command §3 and §4.1.1), RFC 2033, 2920, 3207, 4954.
 //! Driver:    `feed` bytes, then call `next` until it gives `None`. A step marked *answer* stops the session until
 //!            `resume`. `None` means: more bytes are wanted, or an answer, or (after `Close`) nothing any more.
+//! Trust:     every byte fed is a client's; outcomes are the driver's.
 //! Never:     reads a byte behind STARTTLS as a command; carries a sender or recipient over EHLO, RSET, STARTTLS or
 //!            the end of data; keeps more than one line and one piece of data.
 

@@ -1,4 +1,7 @@
 //! One check: what was tried, as whom, what came back, what to do; and all of them, for people and for programs.
+//!
+//! Trust: what was found may be the words of whoever sits behind a socket.
+//! Never: let such words end a line or talk to the terminal.
 
 use serde::Serialize;
 

@@ -1,4 +1,7 @@
 //! The daemons, their ports, and the name of this server.
+//!
+//! Trust:  the supervisor, on its admin socket; what a port answers is read up to a limit.
+//! Never:  change anything: a check only looks.
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -84,7 +87,7 @@ pub(super) fn processes(machine: &Machine) -> Vec<Check> {
                 trial.problem(Cause::NotAnswering, format!("it runs as {who} but does not answer"), advice)
             }
             State::Ready if process.restarts > 0 => {
-                let advice = see_log();
+                let advice = see_log(machine);
                 trial.note(
                     format!("serving as {who}{up}; started again {} times", process.restarts),
                     Some(advice),
@@ -93,7 +96,7 @@ pub(super) fn processes(machine: &Machine) -> Vec<Check> {
             State::Ready => trial.ok(format!("serving as {who}{up}")),
             State::Starting | State::Stopping => trial.note("starting or stopping at this moment", None),
             State::Backoff => {
-                let advice = see_log();
+                let advice = see_log(machine);
                 let text = format!(
                     "it keeps dying: started {} times, waiting to be started again",
                     process.restarts
@@ -106,10 +109,10 @@ pub(super) fn processes(machine: &Machine) -> Vec<Check> {
 }
 
 /// Where the daemons' last words are.
-fn see_log() -> Advice {
+fn see_log(machine: &Machine) -> Advice {
     let words = "the log says what it died of";
-    if std::path::Path::new("/run/systemd/system").is_dir() {
-        Advice::run(words, "journalctl -u postern -n 50")
+    if let Some(unit) = machine.unit() {
+        Advice::run(words, format!("journalctl -u {unit} -n 50"))
     } else {
         Advice::say(format!("{words}: the standard error of `postern run`"))
     }

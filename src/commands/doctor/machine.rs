@@ -1,4 +1,7 @@
 //! What the checks look at: settings, accounts, the running stack, Postfix. Gathered once.
+//!
+//! Trust:  files and processes of this machine, which may be wrong or missing: then a check cannot tell.
+//! Never:  change anything; stop a start by looking at the lock.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -6,7 +9,6 @@ use std::time::{Duration, SystemTime};
 
 use boot::admin::{Process, Request, Response, Status, request};
 use conf::{AuthListener, PassdbDriver, Settings};
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::accounts::{self, Account};
 use crate::place::Place;
@@ -89,16 +91,32 @@ impl Machine {
 
     /// How the stack is started on this machine.
     pub(super) fn start_command(&self) -> String {
-        if has_unit() { "systemctl start postern".to_owned() } else { self.postern("run") }
+        self.unit().map_or_else(|| self.postern("run"), |unit| format!("systemctl start {unit}"))
     }
 
     /// How it is stopped and started again.
     pub(super) fn restart_command(&self) -> String {
-        if has_unit() {
-            "systemctl restart postern".to_owned()
-        } else {
-            format!("{}; {}", self.postern("stop"), self.postern("run"))
+        self.unit().map_or_else(
+            || format!("{}; {}", self.postern("stop"), self.postern("run")),
+            |unit| format!("systemctl restart {unit}"),
+        )
+    }
+
+    /// The unit that the running stack belongs to; where none runs, the one that is enabled, else the whole stack's. `None`:
+    /// systemd does not run here, knows no unit of ours, or did not start the stack.
+    pub(super) fn unit(&self) -> Option<&'static str> {
+        if !Path::new("/run/systemd/system").is_dir() {
+            return None;
         }
+        let supervisor = self.processes().iter().find(|process| process.role == "supervisor");
+        if let Some(pid) = supervisor.and_then(|process| process.pid) {
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            return unit_of_groups(&groups);
+        }
+        let known = |file: &str| UNIT_FOLDERS.iter().any(|folder| Path::new(folder).join(file).exists());
+        let enabled = |unit: &&&str| known(&format!("multi-user.target.wants/{unit}.service"));
+        let enabled = UNITS.iter().find(enabled);
+        enabled.or(UNITS.iter().find(|unit| known(&format!("{unit}.service")))).copied()
     }
 
     /// A command of ours about the same place.
@@ -126,13 +144,22 @@ impl Machine {
     }
 }
 
-/// Whether systemd runs here and knows a unit of ours.
-fn has_unit() -> bool {
-    let known = |folder: &str| Path::new(folder).join("postern.service").exists();
-    Path::new("/run/systemd/system").is_dir()
-        && ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"]
-            .into_iter()
-            .any(known)
+/// Our units (conf/systemd).
+const UNITS: [&str; 2] = ["postern", "postern-auth"];
+
+/// Where systemd looks for units (systemd.unit(5)); the last one on machines where /usr is not merged.
+pub(super) const UNIT_FOLDERS: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
+
+/// The unit of ours in `/proc/PID/cgroup`.
+fn unit_of_groups(groups: &str) -> Option<&'static str> {
+    let part = |unit: &str| format!("/{unit}.service");
+    UNITS.into_iter().find(|unit| groups.lines().any(|line| line.ends_with(&part(unit))))
 }
 
 /// The account the settings give to a role, with the groups it will have.
@@ -246,9 +273,10 @@ fn held(pid_file: &Path, why: String) -> Stack {
         Err(error) => return Stack::Unknown(format!("cannot read {}: {error}", pid_file.display())),
     };
     let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_) => Stack::Gone { left: pid },
-        Err(_) => Stack::Silent { pid, why },
+    match boot::StateLock::is_held(&file) {
+        Ok(false) => Stack::Gone { left: pid },
+        Ok(true) => Stack::Silent { pid, why },
+        Err(error) => Stack::Unknown(format!("cannot lock {}: {error}", pid_file.display())),
     }
 }
 
@@ -280,7 +308,7 @@ pub(super) fn mail_folders(settings: &Settings) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stack, held, mail_folders, of_process};
+    use super::{Stack, held, mail_folders, of_process, unit_of_groups};
     use conf::Settings;
     use std::path::PathBuf;
 
@@ -303,6 +331,14 @@ mod tests {
         drop(lock);
         std::fs::write(&path, "77\n").expect("written");
         assert!(matches!(held(&path, String::new()), Stack::Gone { left: Some(77) }));
+    }
+
+    #[test]
+    fn units_of_a_process() {
+        let of = |path: &str| unit_of_groups(&format!("1:cpu:/\n0::{path}\n"));
+        assert_eq!(of("/system.slice/postern.service"), Some("postern"));
+        assert_eq!(of("/system.slice/postern-auth.service"), Some("postern-auth"));
+        assert_eq!(of("/user.slice/user-0.slice/session-1.scope"), None);
     }
 
     #[test]

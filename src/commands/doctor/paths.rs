@@ -1,6 +1,9 @@
 //! Who may do what with a path, by its permission bits; and the words for it.
 //!
 //! The kernel has the last word (ACLs, mounts, mandatory access control): checks try first and look at bits to say why.
+//!
+//! Trust: nobody; made of what the kernel says of files.
+//! Never: be the reason to call a path open or closed where the kernel could be asked itself.
 
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};

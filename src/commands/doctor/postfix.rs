@@ -1,4 +1,7 @@
 //! Postfix's side: which of its services ask for passwords, where, and whether that is where we listen.
+//!
+//! Trust:  what `postconf` prints and the files it names.
+//! Never:  change Postfix; that is `postern setup postfix`.
 
 use std::path::{Path, PathBuf};
 
@@ -233,8 +236,11 @@ fn dovecot(machine: &Machine, postfix: &Postfix, service: &Service, account: &Ac
         return;
     }
     let outside = |path: &Path| same(path, Path::new(&written)) || same(path, &queue.join(&written));
-    let paths: Vec<(&AuthListener, &PathBuf)> =
-        listeners().flat_map(|listener| listener.path.iter().map(move |path| (listener, path))).collect();
+    // Not the sockets between our own daemons: Postfix has no business there.
+    let paths: Vec<(&AuthListener, &PathBuf)> = listeners()
+        .filter(|listener| !conf::is_fronts_socket(&listener.name))
+        .flat_map(|listener| listener.path.iter().map(move |path| (listener, path)))
+        .collect();
     if let Some((listener, path)) = paths.iter().find(|(_, path)| chroot && outside(path)) {
         view.checks.push(chroot_view(
             machine,
@@ -245,11 +251,12 @@ fn dovecot(machine: &Machine, postfix: &Postfix, service: &Service, account: &Ac
         return;
     }
     let listening: Vec<String> = paths.iter().map(|(_, path)| path.display().to_string()).collect();
-    let text = format!(
-        "it asks at {}, where Postern does not listen; Postern listens at {}",
-        real.display(),
-        listening.join(", ")
-    );
+    let elsewhere = if listening.is_empty() {
+        "Postern has no listener of type client".to_owned()
+    } else {
+        format!("Postern listens at {}", listening.join(", "))
+    };
+    let text = format!("it asks at {}, where Postern does not listen; {elsewhere}", real.display());
     if answers(&real) {
         view.checks.push(trial.note(format!("{text}; another program answers there"), None));
         return;

@@ -2,6 +2,9 @@
 //!
 //! Order:     the kernel is asked first, as the account that will ask it every day; only when it says no are the bits
 //!            looked at, to say why.
+//! Trust:     the sockets may be anybody's by now: connecting is done by a process with the rights of the account
+//!            that will ask.
+//! Never:     try a password of a user on a socket unless one was given, or change a file.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -292,7 +295,7 @@ impl Wanted {
 /// The systemd socket unit that holds a path: its own settings count then.
 fn unit_of(path: &Path) -> Option<String> {
     let line = format!("ListenStream={}", path.display());
-    ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"]
+    super::machine::UNIT_FOLDERS
         .into_iter()
         .filter_map(|folder| std::fs::read_dir(folder).ok())
         .flatten()

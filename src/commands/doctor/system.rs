@@ -1,4 +1,7 @@
 //! The machine below the daemons: clock, disk, accounts, files they must read, PAM, shadow.
+//!
+//! Trust:  files of this machine, and what its accounts may do with them.
+//! Never:  print what is in a file of secrets.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

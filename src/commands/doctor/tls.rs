@@ -1,4 +1,7 @@
 //! Certificates and keys: ours, and those of a Postfix that asks us.
+//!
+//! Trust:  certificate and key files that the settings, or Postfix, name.
+//! Never:  print a key.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! Source:    Exim specification, chapter "The dovecot authenticator"; Debian's README.Debian of exim4-base.
 //! Trust:     `exim4 -bV` has the last word: a configuration that it refuses is taken back.
+//! Never:     leave Exim with a configuration that it does not take.
 
 use std::path::{Path, PathBuf};
 
@@ -114,7 +115,7 @@ pub(super) fn plan(args: &EximArgs, ours: &Ours) -> anyhow::Result<(Changes, Vec
     }
     let tls = if args.plaintext { "" } else { "--tls " };
     let next = vec![
-        "start Postern: postern run (or: systemctl restart postern)".to_owned(),
+        super::START.to_owned(),
         format!(
             "try it: swaks --server localhost {tls}--auth PLAIN --auth-user USER --to USER@{}",
             fresh.domain.unwrap_or(fresh.hostname)

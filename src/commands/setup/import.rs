@@ -1,8 +1,9 @@
 //! `postern setup dovecot-import` and `sasldb-import`: other programs' data as ours, on standard output or in a new file.
 //!
+//! Trust:     files and `doveconf` output are other programs'; sizes from standard input are limited.
 //! Never:     replace an existing file, or print passwords on a terminal unasked.
 
-use std::io::Read as _;
+use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,9 @@ use conf::import::{Facts, Imported};
 
 use super::change;
 use crate::{accounts, output};
+
+/// Largest standard input that is taken.
+const MOST_INPUT: u64 = 16 << 20;
 
 /// What may be asked for.
 #[derive(clap::Args, Clone, Debug)]
@@ -66,12 +70,21 @@ pub(super) fn dovecot(args: &DovecotArgs, json: bool) -> anyhow::Result<ExitCode
 /// The text of a file or of standard input.
 pub(super) fn text_of(file: &Path) -> anyhow::Result<String> {
     if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().take(16 << 20).read_to_string(&mut text).context("cannot read standard input")?;
-        return Ok(text);
+        return whole_text(std::io::stdin());
     }
     change::read_input(file)?
         .ok_or_else(|| Coded::new(exit::FAILURE, format!("there is no {}", file.display())).into())
+}
+
+/// All of standard input: a part of it would mean something else.
+fn whole_text(input: impl Read) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    input.take(MOST_INPUT + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
+    if bytes.len() as u64 > MOST_INPUT {
+        let text = format!("standard input is larger than {} MiB", MOST_INPUT >> 20);
+        return Err(Coded::new(exit::FAILURE, text).into());
+    }
+    String::from_utf8(bytes).context("standard input is no text in UTF-8")
 }
 
 /// The file, and what did not get into it.
@@ -181,4 +194,18 @@ fn create(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
         };
         Coded::new(exit::CANTCREAT, text).into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_input_is_taken_whole_or_refused() {
+        let spaces = |count| std::io::repeat(b' ').take(count);
+        assert_eq!(whole_text(spaces(MOST_INPUT)).unwrap().len() as u64, MOST_INPUT);
+        let error = whole_text(spaces(MOST_INPUT + 1)).unwrap_err();
+        assert_eq!(error.to_string(), "standard input is larger than 16 MiB");
+        assert!(whole_text(&b"a\xff"[..]).is_err());
+    }
 }

@@ -1,6 +1,7 @@
 //! `postern setup …`: other programs' files and ours, so that they meet.
 //!
 //! Purpose:   without `--apply` a command says what it would do, as a diff; with it, it does that; `--undo` takes it back.
+//! Trust:     the administrator; other programs' files are read with care and written only as their diff shows.
 //! Never:     change anything that was not shown.
 
 mod change;
@@ -33,6 +34,9 @@ pub(crate) enum SetupCommand {
     /// Print the users of a Cyrus sasldb as a passwd-file.
     SasldbImport(import::SasldbArgs),
 }
+
+/// What is still to be done where Postern does not run; `enable --now` leaves a service alone that does.
+const START: &str = "start Postern: postern run (or: systemctl enable --now postern; if it ran before: systemctl restart postern)";
 
 /// What all commands that change something understand.
 #[derive(Args, Clone, Debug, Default)]

@@ -1,5 +1,6 @@
 //! Our own file: a new one for a machine that has none, or one listener more in an existing one.
 //!
+//! Trust:     the file is the administrator's; what is added to it is loaded as a whole before it is written.
 //! Never:     print an existing file anew: lines are added or exchanged, the rest stays as it was written.
 
 use std::fmt::Write as _;

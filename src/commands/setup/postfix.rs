@@ -1,6 +1,7 @@
 //! `postern setup postfix`: Postfix asks Postern for passwords.
 //!
 //! Source:    SASL_README, TLS_README, postconf(5), master(5).
+//! Trust:     Postfix's files are the administrator's; `postconf` has the last word on whether they can be read.
 //! Never:     edit files that `postconf` itself finds fault with, or switch AUTH on without TLS silently.
 
 use std::path::{Path, PathBuf};
@@ -98,7 +99,7 @@ pub(super) fn plan(args: &PostfixArgs, ours: &Ours) -> anyhow::Result<(Changes, 
     changes.file(FileChange::new(&folder.join("master.cf"), Some(master), text, 0o644)?);
     policies(&postfix, &mut changes.remarks);
 
-    let mut next = vec!["start Postern: postern run (or: systemctl restart postern)".to_owned()];
+    let mut next = vec![super::START.to_owned()];
     if args.no_reload {
         next.push(format!("then: postfix{} reload", option(&folder)));
     }

@@ -1,6 +1,7 @@
 //! `postern setup saslauthd`: a listener in the place of saslauthd's socket, with the settings of its defaults file.
 //!
 //! Source:    Debian's `/etc/default/saslauthd` and README.Debian of sasl2-bin; saslauthd(8); libsasl2's `smtpd.conf`.
+//! Trust:     the defaults file is the administrator's; it is read as text, never run as the shell script it is.
 //! Never:     open a socket to more accounts than the folder of the old one let in.
 
 use std::fmt::Write as _;
@@ -246,7 +247,7 @@ pub(super) fn plan(args: &SaslauthdArgs, ours: &Ours) -> anyhow::Result<(Changes
     let mux = paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let mut next = vec![
         "stop saslauthd, which would keep the socket: service saslauthd stop (systemd: systemctl disable --now saslauthd)".to_owned(),
-        "start Postern: postern run (or: systemctl restart postern)".to_owned(),
+        super::START.to_owned(),
     ];
     if postfix.is_some() && (changes.touches("smtpd.conf") || changes.touches("main.cf")) {
         next.push("then: postfix reload".to_owned());

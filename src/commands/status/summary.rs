@@ -1,4 +1,7 @@
 //! The figures of the stack as a person wants them: sums, shares, latencies, who fails most.
+//!
+//! Trust:  figures of our own daemons; names in them were typed by strangers.
+//! Never:  a division by nothing, whatever the figures say.
 
 use std::collections::BTreeMap;
 

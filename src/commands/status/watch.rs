@@ -1,6 +1,8 @@
 //! `postern status --watch`: the figures again and again, on a terminal in place, elsewhere line by line.
 //!
 //! Terminal: the other screen is used and left again, whatever ends the view: a key, a signal, a mistake.
+//! Trust:    the supervisor answers; keys come from the terminal.
+//! Never:    leave the terminal in the state the view needs.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;

@@ -1,4 +1,7 @@
 //! How long a daemon that died waits before it is started again.
+//!
+//! Trust: nobody; made of how long processes ran.
+//! Never: start a daemon that died at once again without a pause.
 
 use std::time::Duration;
 

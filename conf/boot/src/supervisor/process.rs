@@ -1,5 +1,7 @@
 //! One daemon process as the supervisor sees it.
 //!
+//! Trust:  the daemon at the other end may be taken over: it may send no descriptors, and one broken frame ends the
+//!         reading.
 //! Never:  put anything about the configuration into arguments or environment; leave a descriptor of the supervisor
 //!         open in a daemon.
 

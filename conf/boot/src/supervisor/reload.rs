@@ -1,4 +1,7 @@
 //! Taking on a new plan while everything runs.
+//!
+//! Trust: the planner is asked for the administrator's settings; daemons only say whether they took them.
+//! Never: close the old plan's sockets before every daemon has answered or the time is over.
 
 use std::collections::HashSet;
 use std::io;
@@ -92,16 +95,18 @@ impl<P: FnMut() -> anyhow::Result<Plan>> Supervisor<P> {
         let specs: Vec<_> = plan.daemons.iter().flat_map(|daemon| &daemon.sockets).collect();
         let sockets = obtain(&specs, &have, &mut self.activated).map_err(Error::Bind)?;
         let mut errors = Vec::new();
-        if let Some(log) = &plan.log {
-            logging::init(log).map_err(anyhow::Error::msg)?;
-        }
         if plan.control_socket != self.control_socket || plan.pid_file != self.pid_file {
             errors.push(
                 "the admin socket and the pid file stay where they are until the next start".to_owned(),
             );
         }
         let wanted: Vec<_> = specs.iter().map(|spec| spec.bind.clone()).collect();
+        let log = plan.log.clone();
         let mut next = services(plan, sockets)?;
+        // The last that can fail: a refused reload leaves the log as it was.
+        if let Some(log) = &log {
+            logging::init(log).map_err(anyhow::Error::msg)?;
+        }
 
         // From here on nothing is undone.
         for ((_, bound), wanted) in next.iter_mut().flat_map(|one| &mut one.sockets).zip(&wanted) {

@@ -1,4 +1,7 @@
 //! One daemon of the plan: what it is to run with, its process if there is one, its waiting time if there is none.
+//!
+//! Trust: nobody; made of the plan, which is the program's own.
+//! Never: keep a slice in the supervisor's own memory: it is a sealed descriptor from the beginning.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,6 +29,7 @@ pub(super) struct Identity {
     sandbox: Mode,
     files: Vec<Access>,
     open_files: Option<u64>,
+    memory: Option<u64>,
 }
 
 impl Identity {
@@ -85,6 +89,7 @@ impl Service {
                 sandbox: plan.sandbox,
                 files: plan.files,
                 open_files: plan.open_files,
+                memory: plan.memory,
             },
             sockets: names.zip(sockets).collect(),
             slice: seal(&plan.slice)?,
@@ -125,6 +130,7 @@ impl Service {
             sandbox: self.identity.sandbox,
             files: self.identity.files.clone(),
             open_files: self.identity.open_files,
+            memory: self.identity.memory,
             grace_ms: millis(self.grace),
             log: self.log.clone(),
         };
@@ -174,6 +180,7 @@ impl Service {
             sockets: self.sockets.iter().map(|(_, bound)| bound.bind.to_string()).collect(),
             state,
             answers: process.is_some_and(|process| process.answered),
+            helpers: stats.map(|stats| stats.helpers.clone()).unwrap_or_default(),
             figures: stats.map(|stats| stats.figures.clone()).unwrap_or_default(),
         }
     }

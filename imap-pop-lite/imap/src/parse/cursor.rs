@@ -1,4 +1,7 @@
 //! A reader over one command: the terminals of RFC 3501 §9.
+//!
+//! Trust: every byte is a client's.
+//! Never: allocate by a number that the client wrote: a literal is a slice of what has come.
 
 use std::borrow::Cow;
 

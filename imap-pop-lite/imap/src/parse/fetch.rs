@@ -1,4 +1,7 @@
 //! FETCH, STORE, COPY and flag lists.
+//!
+//! Trust: every byte is a client's.
+//! Never: keep more items, flags, header names or part numbers than the constants say.
 
 use super::Problem;
 use super::cursor::{Cursor, Res, is_atom_char};

@@ -2,6 +2,9 @@
 //!
 //! Input is one whole command without its final line end; literals stand in it as they came
 //! (`{5}` CRLF and five octets). Errors carry the position.
+//!
+//! Trust: every byte is a client's; the session has bounded how many there are.
+//! Never: take half a command: what is left over at its end makes all of it wrong.
 
 mod cursor;
 mod fetch;

@@ -1,6 +1,9 @@
 //! SEARCH: keys, ESEARCH options, charset.
 //!
 //! Clients write chains of hundreds of ORs; the tree is built with an explicit stack.
+//!
+//! Trust: every byte is a client's.
+//! Never: recurse while parsing, or nest deeper than `MAX_DEPTH`: whoever walks the tree recurses.
 
 use super::Problem;
 use super::cursor::{Cursor, Res};

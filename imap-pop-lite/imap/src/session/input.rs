@@ -1,4 +1,7 @@
 //! The input buffer: lines and literals.
+//!
+//! Trust: every byte is a client's; the caller says how much of a line or literal may be here.
+//! Never: return part of a line as a whole one, or leave a password in memory that is given back.
 
 use zeroize::Zeroize;
 
@@ -28,7 +31,7 @@ pub(super) enum Framed {
 }
 
 /// Bytes from the client, and how far the current command is read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Input {
     buffer: Vec<u8>,
     /// Start of the current line of the current command.
@@ -43,6 +46,13 @@ pub(super) struct Input {
 
 impl Input {
     pub(super) fn push(&mut self, bytes: &[u8]) {
+        let wanted = self.buffer.len() + bytes.len();
+        if wanted > self.buffer.capacity() {
+            let mut larger = Vec::with_capacity(wanted.max(2 * self.buffer.len()));
+            larger.extend_from_slice(&self.buffer);
+            self.buffer.zeroize();
+            self.buffer = larger;
+        }
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -80,13 +90,22 @@ impl Input {
         self.literals = 0;
     }
 
-    /// Removes and returns the first `len` bytes; the place they stood in is wiped.
+    /// Removes and returns the first `len` bytes where they stand: wiping them is up to the caller.
     fn remove(&mut self, len: usize) -> Vec<u8> {
-        let len = len.min(self.buffer.len());
-        let mut rest = self.buffer.split_off(len);
-        std::mem::swap(&mut rest, &mut self.buffer);
+        let mut removed = self.detach(len);
+        removed.truncate(len);
+        removed
+    }
+
+    /// Moves what comes after the first `len` bytes away, and returns the old buffer with zeros in its place.
+    fn detach(&mut self, len: usize) -> Vec<u8> {
+        let mut rest = Vec::new();
+        if let Some(after) = self.buffer.get_mut(len..) {
+            rest.extend_from_slice(after);
+            after.fill(0);
+        }
         self.reset();
-        rest
+        std::mem::replace(&mut self.buffer, rest)
     }
 
     /// Up to `most` bytes, for streams.
@@ -178,6 +197,18 @@ impl Input {
     }
 }
 
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Input({} bytes)", self.buffer.len())
+    }
+}
+
 /// `{n}` or `{n+}` at the end of a line.
 pub(super) fn literal_at_end(line: &[u8]) -> Option<(u64, bool)> {
     let inner = line.strip_suffix(b"}")?;
@@ -193,4 +224,32 @@ pub(super) fn literal_at_end(line: &[u8]) -> Option<(u64, bool)> {
     // More digits than a number has: surely too big.
     let size = std::str::from_utf8(digits).ok()?.parse().unwrap_or(u64::MAX);
     Some((size, non_sync))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_a_line_is_not_left_behind_it() {
+        let mut input = Input::default();
+        input.push(b"NOOP\r\nLOGIN b pw\r\n");
+        assert_eq!(input.detach(6), b"NOOP\r\n\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(format!("{input:?}"), "Input(12 bytes)");
+        let Line::Whole(line) = input.line(100) else { panic!("no line") };
+        assert_eq!(line, b"LOGIN b pw");
+        assert!(input.is_empty() && input.take(5).is_empty());
+    }
+
+    #[test]
+    fn growing_keeps_what_is_there() {
+        let mut input = Input::default();
+        for piece in b"a line that grows and grows\r\nnext".chunks(3) {
+            input.push(piece);
+        }
+        assert_eq!(input.take(7), b"a line ");
+        let Line::Whole(line) = input.line(100) else { panic!("no line") };
+        assert_eq!(line, b"that grows and grows");
+        assert_eq!(input.take_all(), b"next");
+    }
 }

@@ -4,6 +4,7 @@
 //! Driver:    calls [`Session::next`] until it is empty, does what each [`Step`] says, answers those that
 //!            need it by [`Session::resume`], and feeds more bytes only then. Commands run one at a time,
 //!            in their order, so that no pipelined command can renumber messages under another.
+//! Trust:     every byte fed is a client's; outcomes are the driver's.
 //! Never:     look at a password, or take one over a connection without TLS.
 
 mod input;
@@ -524,11 +525,12 @@ impl Session {
                 self.bye(None, "Command line too long.");
                 true
             }
-            input::Line::Whole(line) => {
+            input::Line::Whole(mut line) => {
                 match input::literal_at_end(&line) {
                     Some((size, true)) => self.skip_more(size),
                     _ => self.finish_skip(),
                 }
+                line.zeroize();
                 true
             }
         }

@@ -2,6 +2,9 @@
 //!
 //! Every change is made under the uidlist lock, by the name the file has at that moment (reference note
 //! "maildir-imap-pop3", section 10, steps 7 and 8). A name that is not there any more leads to a new scan.
+//!
+//! Trust: sessions, for what their user may do; other programs may rename or remove any file at any moment.
+//! Never: change a message by a name remembered from before, or remove one that lacks the flags asked for.
 
 use std::collections::HashSet;
 use std::fs;

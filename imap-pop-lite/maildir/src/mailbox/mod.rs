@@ -4,6 +4,7 @@
 //!          the uidlist lock; `table` guards the messages in memory and is held for moments only. Order: `disk`,
 //!          then the uidlist lock, then `table`, then `wakers`. Operations on two mailboxes never hold both
 //!          `disk` locks.
+//! Trust:   sessions of this process; the directory is shared with other programs.
 //! Never:   hold any of them while a waker runs or while waiting for a client.
 
 mod change;

@@ -2,6 +2,9 @@
 //!
 //! Source: reference note "maildir-imap-pop3", sections 1, 4.5 and 10. The order matters: look at the times, take
 //! the lock, read the list, scan, assign UIDs, make the list durable, only then show the messages.
+//!
+//! Trust: names and lists are what other programs left there; whatever is no message is passed over.
+//! Never: show a message before its UID is on disk, or give a UID twice.
 
 use std::collections::HashMap;
 use std::fs;

@@ -4,6 +4,9 @@
 //! Driver:    see the crate's page. Commands run one at a time and in order, however they were pipelined.
 //! Rules:     numbers are fixed when the maildrop is opened; DELE marks, and only [`Step::Update`] deletes, which only QUIT
 //!            brings about: a session that ends in any other way deletes nothing (RFC 1939 §6).
+//! Trust:     every byte fed is a client's; outcomes are the driver's.
+//! Never:     take a password over a connection without TLS, obey bytes that came behind STLS in plain text, or
+//!            delete but by QUIT.
 
 mod types;
 

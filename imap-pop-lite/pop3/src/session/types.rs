@@ -1,4 +1,6 @@
 //! What the driver sets, is asked and answers.
+//!
+//! Trust: nobody; the driver fills it in. What a `Step` carries was a client's and has been parsed.
 
 use std::time::Duration;
 

@@ -1,4 +1,7 @@
 //! The AUTH part of a session (RFC 4954).
+//!
+//! Trust: mechanism and responses are a client's; only the driver's outcome makes it authenticated.
+//! Never: take a response over a connection without TLS, or read one as a command.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,6 @@
 //! What a session is set up with, what it asks for and what it is told.
+//!
+//! Trust: nobody; the driver fills it in. What a `Step` carries was a client's and has been parsed.
 
 use std::time::Duration;
 

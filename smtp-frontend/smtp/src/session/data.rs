@@ -1,4 +1,7 @@
 //! The part of a session between DATA and the answer to the message.
+//!
+//! Trust: every byte is a client's; what comes after a refusal is counted and not kept.
+//! Never: read bytes behind a refused DATA as commands, or take a missing answer for success.
 
 use std::time::{Duration, Instant};
 
