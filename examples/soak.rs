@@ -10,6 +10,9 @@
 //! ```
 //!
 //! Exit code 0: flat. 1: something grew, or the daemon was replaced. The interop tests run the short form.
+//!
+//! Trust: started by hand or by a test; reads what the daemon under test answers, and stops when that is not expected.
+//! Never: print the password, or end with 0 when a look could not be taken.
 #![forbid(unsafe_code)]
 // A command for developers: it prints, and it stops at the first surprise.
 #![allow(clippy::print_stdout, clippy::expect_used, clippy::panic)]
@@ -80,13 +83,7 @@ fn main() {
     connections(&socket, args.connections);
     println!("{} connections: {:?} in {:?}", args.connections, look(daemon), began.elapsed());
 
-    // The daemon sees the last hang-ups a moment after us.
-    let end = Instant::now() + Duration::from_secs(10);
-    let mut after = look(daemon);
-    while after.descriptors > before.descriptors && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(50));
-        after = look(daemon);
-    }
+    let after = settled(daemon, before.descriptors);
     println!("after:             {after:?}");
     assert_eq!(daemon, auth_daemon(&args.state_dir), "the daemon was replaced");
     assert!(after.descriptors <= before.descriptors, "descriptors grew");
@@ -223,6 +220,18 @@ fn look(pid: u32) -> Look {
     Look {
         resident_kib: resident.trim().trim_end_matches(" kB").parse().expect("a number"),
         descriptors: fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count),
+    }
+}
+
+/// A look when the daemon has seen the last hang-ups, which is a moment after us; or after ten seconds.
+fn settled(pid: u32, descriptors: usize) -> Look {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let look = look(pid);
+        if look.descriptors <= descriptors || Instant::now() > end {
+            return look;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -10,7 +10,7 @@ use crate::machine::{ANYBODY, Machine, Person, QUICK, RIGHT, SOCKETS, Setup, UNI
 use crate::support::{HOSTNAME, mux_request};
 
 /// The settings of the columns behind the shell, in their order.
-const DRIVERS: [&str; 4] = [
+pub const DRIVERS: [&str; 4] = [
     "driver = \"shadow\"\n",
     "driver = \"shadow\"\nmust_change = \"accept\"\ninactive = \"accept\"\naccount_expired = \"accept\"\nnologin_shell = \"refuse\"\n",
     "driver = \"pam\"\n",
@@ -24,13 +24,14 @@ fn rows(text: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').collect())
 }
 
-struct State {
-    person: Person,
+pub struct State {
+    pub person: Person,
     /// By driver.
-    told: Vec<&'static str>,
+    pub told: Vec<&'static str>,
 }
 
-fn states() -> Vec<State> {
+/// The states of the table.
+pub fn states() -> Vec<State> {
     let days = |field: &str| match field.strip_prefix('D') {
         None => field.to_owned(),
         Some("") => today().to_string(),
@@ -61,7 +62,8 @@ fn outcomes() -> BTreeMap<&'static str, Vec<&'static str>> {
         .collect()
 }
 
-fn machine(driver: &str, people: Vec<Person>, service: &str) -> Option<Machine> {
+/// With sockets and fronts, and these people by this driver.
+pub fn machine(driver: &str, people: Vec<Person>, service: &str) -> Option<Machine> {
     Machine::start(&Setup {
         people,
         services: vec![("postern", service.to_owned())],
@@ -71,7 +73,7 @@ fn machine(driver: &str, people: Vec<Person>, service: &str) -> Option<Machine> 
 }
 
 /// The answer of one door to one login.
-async fn ask(machine: &Machine, door: &str, user: &str, password: &str) -> String {
+pub async fn ask(machine: &Machine, door: &str, user: &str, password: &str) -> String {
     let plain = base64(format!("\0{user}\0{password}"));
     let tls = |offset| Client::tls_at(machine.address(offset), machine.ca());
     match door {

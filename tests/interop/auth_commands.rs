@@ -1,9 +1,11 @@
 //! `postern auth …` against a running stack: what scripts see.
 
+use std::io::{BufRead as _, Write as _};
 use std::process::Output;
 
 use serde_json::Value;
 
+use crate::private::{Gate, RUN_AS, scratch};
 use crate::reference::Dovecot;
 use crate::support::{HOSTNAME, PASSWORD, Stack, USER, have, is_root, postern, run, show, skip, stdout};
 
@@ -43,15 +45,42 @@ fn a_login_is_tried_as_a_mail_program_does() {
     let out = stack.admin(&["auth", "test", USER, "--password-stdin"], PASSWORD);
     assert!(stdout(&out).starts_with(&format!("accepted: {canonical} (")), "{}", show(&out));
     assert!(!show(&out).contains(PASSWORD));
+    let out = stack.admin(&["auth", "test", USER, "--password-stdin", "--transcript"], PASSWORD);
+    let said = stdout(&out);
+    let mut lines = said.lines();
+    for expected in [
+        "C: VERSION 1 1",
+        "C: CPID ",
+        "S: VERSION 1 2",
+        "S: MECH PLAIN plaintext",
+        "S: MECH LOGIN plaintext",
+        "S: SPID ",
+        "S: CUID ",
+        "S: COOKIE (hidden)",
+        "S: DONE",
+        "C: AUTH PLAIN service=smtp secured resp=(hidden)",
+        &format!("S: OK user={canonical}"),
+        &format!("accepted: {canonical}"),
+    ] {
+        let line = lines.next().unwrap_or_default();
+        assert!(line.starts_with(expected), "{expected}: {said}");
+    }
+    assert!(!said.contains(PASSWORD), "{said}");
     for (password, code) in [(PASSWORD, 0), ("wrong", 1)] {
         let out = stack.admin(&["auth", "test", USER, "--password-stdin", "--mux"], password);
         assert_eq!(out.status.code(), Some(code), "{}", show(&out));
     }
     // Dovecot and other daemons are asked in the same way, by mechanisms that our embedded default does not offer.
-    let out = stack.admin(&["auth", "test", USER, "--password-stdin", "--mech", "SCRAM-SHA-256"], PASSWORD);
-    assert_eq!(out.status.code(), Some(1), "not offered: {}", show(&out));
-    let out = stack.admin(&["auth", "test", USER, "--password-stdin", "--mech", "GSSAPI"], PASSWORD);
-    assert_eq!(out.status.code(), Some(2), "{}", show(&out));
+    for (mechanism, code, says) in [
+        ("SCRAM-SHA-256", 1, "does not offer SCRAM-SHA-256; it offers PLAIN, LOGIN"),
+        ("scram-sha-256-plus", 1, "channel binding needs a listener with `minor = 3`"),
+        ("APOP", 1, "does not offer APOP"),
+        ("GSSAPI", 2, "known are: PLAIN, LOGIN, "),
+    ] {
+        let out = stack.admin(&["auth", "test", USER, "--password-stdin", "--mech", mechanism], PASSWORD);
+        assert_eq!(out.status.code(), Some(code), "{mechanism}: {}", show(&out));
+        assert!(show(&out).contains(says), "{mechanism}: {}", show(&out));
+    }
 
     let state = stack.state();
     assert_eq!(stack.stop(), Some(0));
@@ -107,6 +136,69 @@ fn users_are_looked_up_and_explained() {
 }
 
 #[test]
+fn explain_tells_who_would_be_refused_whatever_the_password_is() {
+    let stack = Stack::start();
+    let users = "nets:{PLAIN}pw::::::allow_nets=192.0.2.0/24\naway:{PLAIN}pw::::::nologin reason=Moved\n\
+                 gone:{PLAIN}pw::::::expires=2001-01-01\n";
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(stack.state().join("users"))
+        .and_then(|mut file| file.write_all(users.as_bytes()))
+        .expect("users");
+    for (line, code, result, says) in [
+        (&["nets", "--ip", "192.0.2.7"][..], 0, "possible", ""),
+        (&["nets", "--rip", "198.51.100.7"], 1, "refused", "allow_nets does not include the address"),
+        (&["nets"], 1, "refused", "allow_nets is set, the client told no address"),
+        (&["away"], 1, "refused", "nologin is set: Moved"),
+        (&["gone"], 1, "refused", "account has expired"),
+        (&[USER], 0, "possible", ""),
+        (&["nobody-here"], 67, "refused", "unknown user"),
+    ] {
+        let line = [&["auth", "explain"][..], line].concat();
+        let out = stack.admin(&line, "");
+        assert_eq!(out.status.code(), Some(code), "{line:?}: {}", show(&out));
+        assert!(stdout(&out).contains(&format!("\nresult: {result}\n")), "{line:?}: {}", show(&out));
+        let hint = show(&out).contains("no address was given; with --ip ADDR");
+        assert_eq!(hint, says.contains("told no address"), "{line:?}: {}", show(&out));
+        let out = stack.admin(&[&line[..], &["--json"]].concat(), "");
+        assert_eq!(out.status.code(), Some(code), "{line:?}: {}", show(&out));
+        assert!(json(&out)["reason"].as_str().unwrap_or_default().starts_with(says), "{}", show(&out));
+    }
+    // A look-up asks the user databases, which know all of them.
+    for name in ["nets", "away", "gone"] {
+        let out = stack.admin(&["auth", "lookup", name], "");
+        assert_eq!(out.status.code(), Some(0), "{name}: {}", show(&out));
+        assert!(!stdout(&out).contains("result: "), "{name}: {}", show(&out));
+    }
+}
+
+/// What Dovecot's login processes and our own fronts use, tried without them.
+#[test]
+fn channel_binding_and_apop_are_tried_over_the_socket() {
+    let scratch = scratch();
+    let w = scratch.path();
+    let run_as = if is_root() { format!("run_as = \"{RUN_AS}\"\n") } else { String::new() };
+    let config = format!(
+        "version = 1\nhostname = \"{HOSTNAME}\"\nstate_dir = \"{w}/state\"\n{run_as}[auth]\nfailure_delay = \"20ms\"\n\
+         mechanisms = [\"PLAIN\", \"APOP\", \"SCRAM-SHA-1\", \"SCRAM-SHA-1-PLUS\", \"SCRAM-SHA-256-PLUS\"]\n\
+         [[auth.listener]]\nname = \"client\"\ntype = \"client\"\npath = \"client\"\nminor = 3\n\
+         [[auth.passdb]]\ndriver = \"passwd-file\"\npath = \"users\"\n\
+         [[auth.userdb]]\ndriver = \"passwd-file\"\npath = \"users\"\n",
+        w = w.display()
+    );
+    let gate = Gate::start(w, &config, "alice:{PLAIN}pw\n");
+    for mechanism in ["APOP", "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS"] {
+        for (password, code) in [("pw", 0), ("wrong", 1)] {
+            let line = ["auth", "test", "alice", "--password-stdin", "--transcript", "--mech", mechanism];
+            let out = gate.admin(&line, password);
+            assert_eq!(out.status.code(), Some(code), "{mechanism}: {}\n{}", show(&out), gate.log());
+            let bound = show(&out).contains("C: CONT (hidden) channel_binding=(hidden)");
+            assert_eq!(bound, mechanism.ends_with("-PLUS"), "{mechanism}: {}", show(&out));
+        }
+    }
+}
+
+#[test]
 fn cache_and_penalties_are_shown_and_cleared() {
     let stack = Stack::start();
     let ask = |line: &[&str]| {
@@ -131,12 +223,28 @@ fn cache_and_penalties_are_shown_and_cleared() {
     assert_eq!(ask(&["auth", "cache", "flush", USER])["flushed"], 1);
 
     assert_eq!(tried("wrong", "192.0.2.9"), Some(1));
+    // Who names nobody is an address and no account.
+    let mut nameless = std::os::unix::net::UnixStream::connect(stack.socket("auth-client")).expect("socket");
+    nameless.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("timeout");
+    nameless
+        .write_all(b"VERSION\t1\t1\nCPID\t1\nAUTH\t1\tPLAIN\tservice=smtp\trip=192.0.2.8\tresp=AAAA\n")
+        .expect("request");
+    let answers = std::io::BufReader::new(nameless).lines().map_while(Result::ok);
+    assert!(answers.into_iter().any(|line| line.starts_with("FAIL\t1")));
     let list = ask(&["auth", "penalty", "list"]);
+    let of = |peer: &str| {
+        let rows = list["penalties"].as_array().expect("rows").iter();
+        rows.filter(|row| row["peer"] == peer).map(|row| row["account"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("192.0.2.8"), [Value::Null], "{list}");
+    assert_eq!(of("192.0.2.9").len(), 2, "{list}");
+    let out = stack.admin(&["auth", "penalty", "list"], "");
+    let row = |line: &str| line.trim().starts_with("account=-  count=") && line.ends_with("peer=192.0.2.8");
+    assert!(stdout(&out).lines().any(row), "{}", show(&out));
     assert!(list.to_string().contains("192.0.2.9"), "{list}");
-    let peer = list["penalties"][0]["peer"].as_str().expect("a peer").to_owned();
     ask(&["auth", "penalty", "clear", "203.0.113.1"]);
     assert!(ask(&["auth", "penalty", "list"]).to_string().contains("192.0.2.9"));
-    ask(&["auth", "penalty", "clear", &peer]);
+    ask(&["auth", "penalty", "clear", "192.0.2.9"]);
     assert!(!ask(&["auth", "penalty", "list"]).to_string().contains("192.0.2.9"));
 }
 
@@ -179,6 +287,13 @@ fn stored_passwords_are_checked_with_exit_codes() {
     command.args(["hash", "--scheme", "SHA512-CRYPT"]);
     let made = stdout(&run(command, "summersun\n"));
     let bare = made.strip_prefix("{SHA512-CRYPT}").expect("scheme");
+    for empty in ["", "\n"] {
+        let mut command = postern();
+        command.args(["hash", "--scheme", "SHA512-CRYPT"]);
+        let out = run(command, empty);
+        assert!(out.status.code() == Some(2) && stdout(&out).is_empty(), "{}", show(&out));
+        assert!(show(&out).contains("the password is empty"), "{}", show(&out));
+    }
     let bomb = "{ARGON2ID}$argon2id$v=19$m=1048576,t=3,p=1$c29tZXNhbHQ$aGVsbG9oZWxsb2hlbGxvaGVsbG9oZWxsbw";
     for (stored, password, code) in [
         (made.as_str(), "summersun", 0),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{HOSTNAME, Stack, USER, signal, wait_for};
+use crate::support::{HOSTNAME, Stack, USER, signal, wait_for, wait_for_end};
 
 fn children(pid: u32) -> Vec<u32> {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
@@ -120,23 +120,12 @@ fn children_do_not_outlive_their_supervisor() {
     let pids = children(stack.pid());
     assert!(pids.len() >= 3, "{pids:?}");
     signal(stack.pid(), Signal::SIGKILL);
-    let end = Instant::now() + Duration::from_secs(2);
-    for pid in pids {
-        while alive(pid) {
-            assert!(Instant::now() < end, "{pid} survived");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
+    wait_for_end(Duration::from_secs(2), "the supervisor", &pids);
     // The state folder is free again at once.
     let mut again = stack;
     let _ = again.stop();
     again.launch();
     assert_eq!(again.stop(), Some(0));
-}
-
-fn alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with('Z')))
 }
 
 #[test]

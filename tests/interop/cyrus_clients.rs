@@ -1,13 +1,37 @@
 //! Cyrus' own clients, unpacked, on our IMAP, POP3 and submission: libsasl2's side of each mechanism.
 
 use std::fs;
+use std::path::Path;
+use std::process::Output;
 
 use crate::private::{Gate, unpacked};
 use crate::support::{PASSWORD, Stack, USER, have, peer, run, show, stdout};
 
-const PACKAGES: &[&str] = &["cyrus-clients", "cyrus-common", "libpcre3"];
+pub const PACKAGES: &[&str] = &["cyrus-clients", "cyrus-common", "libpcre3"];
 
 const MECHANISMS: [&str; 6] = ["PLAIN", "LOGIN", "CRAM-MD5", "DIGEST-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256"];
+
+/// One login by a program of those unpacked in `root`.
+#[allow(clippy::too_many_arguments)] // they are the program's own
+pub fn attempt(
+    root: &Path,
+    home: &Path,
+    program: &str,
+    port: u16,
+    tls: &[&str],
+    mechanism: &str,
+    user: &str,
+    password: &str,
+) -> Output {
+    let library = root.join("usr/lib/x86_64-linux-gnu");
+    let library = if library.is_dir() { library } else { root.join("usr/lib/aarch64-linux-gnu") };
+    // One program under many names; packages bring links, which tools may have copied.
+    let mut command = peer(&root.join("usr/lib/cyrus/bin").join(program).display().to_string(), home);
+    command.env("LD_LIBRARY_PATH", &library).args(tls).args(["-p", &port.to_string()]);
+    // No protection layer of the mechanism's own: TLS is there.
+    command.args(["-l", "0", "-u", user, "-a", user, "-w", password, "-m", mechanism, "localhost"]);
+    run(command, if program == "imtest" { ". LOGOUT\r\n" } else { "QUIT\r\n" })
+}
 
 #[test]
 fn imtest_pop3test_and_smtptest_log_in() {
@@ -27,20 +51,9 @@ fn imtest_pop3test_and_smtptest_log_in() {
     let users = format!("{USER}:{{PLAIN}}{PASSWORD}\nlate:{{PLAIN}}{PASSWORD}\n");
     let gate = Gate::start(stack.scratch(), &config, &users);
 
-    let library = root.join("usr/lib/x86_64-linux-gnu");
-    let library = if library.is_dir() { library } else { root.join("usr/lib/aarch64-linux-gnu") };
-    // One program under many names; packages bring links, which tools may have copied.
     let attempt = |program: &str, port: u16, tls: &[&str], mechanism: &str, user: &str, password: &str| {
-        let mut command =
-            peer(&root.join("usr/lib/cyrus/bin").join(program).display().to_string(), stack.scratch());
-        command.env("LD_LIBRARY_PATH", &library).args(tls).args(["-p", &stack.port(port).to_string()]);
-        // No protection layer of the mechanism's own: TLS is there.
-        command.args(["-l", "0", "-u", user, "-a", user, "-w", password, "-m", mechanism, "localhost"]);
-        let bye = match program {
-            "imtest" => ". LOGOUT\r\n",
-            _ => "QUIT\r\n",
-        };
-        let out = run(command, bye);
+        let port = stack.port(port);
+        let out = self::attempt(&root, stack.scratch(), program, port, tls, mechanism, user, password);
         (stdout(&out).contains("\nAuthenticated."), show(&out))
     };
     let starttls: &[&str] = &["-t", ""];

@@ -358,6 +358,24 @@ fn doctor_names_the_chroot_mismatch() {
 }
 
 #[test]
+fn doctor_names_only_sockets_that_are_for_postfix() {
+    let Some(rig) = imap_rig() else { return };
+    // Left are a mux and the sockets between our own daemons.
+    let file = rig.path("postern.toml");
+    let config = fs::read_to_string(&file).expect("settings");
+    fs::write(&file, config.replace("type = \"client\"", "type = \"saslauthd\"")).expect("settings");
+    let reload = rig.gate.admin(&["reload"], "");
+    assert!(reload.status.success(), "{}", show(&reload));
+    let main = fs::read_to_string(rig.path("etc/main.cf"))
+        .expect("main.cf")
+        .replace("private/auth", "private/other");
+    fs::write(rig.path("etc/main.cf"), main).expect("main.cf");
+    let first = rig.first();
+    first.is("wrong-path", &["queue/private/other", "Postern has no listener of type client"]);
+    assert!(!first.text.contains("fronts-") && !first.text.contains("listens at"), "{first:#?}");
+}
+
+#[test]
 fn doctor_mends_a_path_through_the_queue_folder() {
     let main = "smtpd_sasl_type = dovecot\nsmtpd_sasl_path = {W}/queue/private/auth";
     let Some(rig) = Rig::start(&Shape { main, ..Shape::default() }) else { return };
@@ -578,6 +596,37 @@ fn doctor_lists_every_mistake_in_the_settings() {
     first.is("configuration-wrong", &["line 2", "hostnam"]);
     let value: Value = serde_json::from_str(&stdout(&out)).expect("JSON");
     assert!(value["counts"]["problem"].as_u64().is_some_and(|count| count >= 2), "{value:#}");
+}
+
+#[test]
+fn a_state_folder_of_another_account_names_the_line_that_mends_it() {
+    if !is_root() {
+        return skip("needs root: the stack starts as another account");
+    }
+    if !have(&["setpriv"]) {
+        return;
+    }
+    let scratch = scratch();
+    let w = scratch.path();
+    folder(&w.join("state"), "root", 0o755);
+    fs::write(w.join("state/users"), USERS).expect("users");
+    let text = format!(
+        "version = 1\nhostname = \"{HOSTNAME}\"\nstate_dir = \"{0}/state\"\n\
+         [[auth.listener]]\nname = \"c\"\ntype = \"client\"\npath = \"{0}/state/c\"\n\
+         [[auth.passdb]]\ndriver = \"passwd-file\"\npath = \"users\"\n",
+        w.display()
+    );
+    fs::write(w.join("postern.toml"), text).expect("settings");
+    // The build folder may be closed to others.
+    let program = w.join("postern");
+    fs::copy(postern().get_program(), &program).expect("copied");
+    let (uid, gid) = account("daemon");
+    let mut command = peer("setpriv", Path::new("/"));
+    command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]);
+    command.arg(&program).args(["run", "--config"]).arg(w.join("postern.toml"));
+    let out = run(command, "");
+    let line = format!("chown -R daemon: {}/state", w.display());
+    assert!(out.status.code() == Some(77) && stderr(&out).contains(&line), "{}", show(&out));
 }
 
 #[test]

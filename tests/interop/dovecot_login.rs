@@ -142,6 +142,35 @@ fn gate_log(w: &Path) -> String {
     fs::read_to_string(w.join("gate.log")).unwrap_or_default()
 }
 
+/// APOP never leaves the login process as such: it makes the challenge of the banner from the numbers of our greeting.
+#[test]
+fn dovecots_pop3_logs_users_in_with_apop() {
+    if !is_root() {
+        return skip("needs root to run a private Dovecot");
+    }
+    if !have(&["dovecot", "curl", "openssl"]) {
+        return;
+    }
+    let scratch = scratch();
+    let w = scratch.path();
+    folder(&w.join("mail"), "mail", 0o755);
+    let (run, mail) = (w.join("run").display().to_string(), w.join("mail").display().to_string());
+    let config = documented_gate("dovecot.toml", w, &[("/run/postern", &run), ("/var/mail", &mail)]);
+    let config = quick(&config).replacen("[auth]\n", "[auth]\nmechanisms = [\"PLAIN\", \"APOP\"]\n", 1);
+    let _gate = Gate::start(w, &config, USERS);
+    let (_dovecot, ports) = start(w, &documented("dovecot.conf", &[("/run/postern", &run)]));
+    let pop3 = format!("pop3://localhost:{}/", ports[2]);
+    for (user, password, code) in [
+        ("alice", "pw1", Some(0)),
+        ("alice", "wrong", REFUSED),
+        ("nobody-here", "pw1", REFUSED),
+        ("bob", "pw2", Some(0)),
+    ] {
+        let got = curl(w, &pop3, user, password, &["--ssl-reqd", "--login-options", "AUTH=+APOP"]);
+        assert!(got.0 == code && got.1.contains("> APOP "), "{user}: {got:?}\n{}\n{}", log(w), gate_log(w));
+    }
+}
+
 /// Where the login processes' arguments cannot be changed, links in Dovecot's own folder do the same.
 #[test]
 fn dovecot_follows_links_to_our_sockets() {

@@ -18,13 +18,13 @@ const EXIM: u32 = 64_998;
 
 const USERS: &str = "alice:{PLAIN}pw1\nbob:{PLAIN}pw2\nmallory:{PLAIN}pw3::::::nologin\n";
 
-struct Exim {
+pub struct Exim {
     daemon: Foreground,
-    port: u16,
+    pub port: u16,
 }
 
 /// Starts Exim with this `begin authenticators` section.
-fn start(w: &Path, namespace: &Namespace, authenticators: &str) -> Exim {
+pub fn start(w: &Path, namespace: &Namespace, authenticators: &str) -> Exim {
     certificates(&w.join("tls"));
     for folder in ["spool", "exim"] {
         fs::create_dir(w.join(folder)).expect("folder");
@@ -102,26 +102,25 @@ fn all_answers(w: &Path, gate: &mut Gate, exim: &Exim) {
     attempt(w, exim, "LOGIN", "alice", "pw1", 0, "235 ");
 }
 
-fn possible() -> bool {
+/// Where Exim is installed, and nobody else sees it; `None` after a skip.
+pub fn private() -> Option<(tempfile::TempDir, Namespace)> {
     if !is_root() {
         skip("needs root to run a private Exim");
-        return false;
+        return None;
     }
-    have(&["swaks", "openssl", "unshare"])
+    if !have(&["swaks", "openssl", "unshare"]) {
+        return None;
+    }
+    let root = unpacked(PACKAGES)?;
+    let scratch = scratch();
+    let namespace = Namespace::new(scratch.path(), &root, &[("Debian-exim", EXIM)]);
+    namespace.possible().then_some((scratch, namespace))
 }
 
 #[test]
 fn exim_with_its_dovecot_driver() {
-    if !possible() {
-        return;
-    }
-    let Some(root) = unpacked(PACKAGES) else { return };
-    let scratch = scratch();
+    let Some((scratch, namespace)) = private() else { return };
     let w = scratch.path();
-    let namespace = Namespace::new(w, &root, &[("Debian-exim", EXIM)]);
-    if !namespace.possible() {
-        return;
-    }
     // Outside the namespace the account has no name.
     let (socket, id) = (w.join("run/postern/exim").display().to_string(), EXIM.to_string());
     let config = documented_gate("exim.toml", w, &[("/run/postern/exim", &socket), ("Debian-exim", &id)]);
@@ -138,16 +137,8 @@ fn exim_with_its_dovecot_driver() {
 
 #[test]
 fn exim_with_its_saslauthd_condition() {
-    if !possible() {
-        return;
-    }
-    let Some(root) = unpacked(PACKAGES) else { return };
-    let scratch = scratch();
+    let Some((scratch, namespace)) = private() else { return };
     let w = scratch.path();
-    let namespace = Namespace::new(w, &root, &[("Debian-exim", EXIM)]);
-    if !namespace.possible() {
-        return;
-    }
     let socket = format!("\"{}\"", namespace.run().join("saslauthd/mux").display());
     let id = format!("owner = \"{EXIM}\"");
     let both = "[\"/run/saslauthd/mux\", \"/var/spool/postfix/run/saslauthd/mux\"]";

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::machine::{ANYBODY, FIRST_UID, Machine, Person, QUICK, RIGHT, Setup, today};
-use crate::scenario::{Place, Target, base64, play_some};
+use crate::scenario::{Place, Target, base64, play_some, well_known};
 use crate::support::{HOSTNAME, have, signal, wait_for};
 
 const SHADOW: &str = "[[auth.passdb]]\ndriver = \"shadow\"\n";
@@ -35,15 +35,7 @@ fn machine(settings: &str, people: Vec<Person>) -> Option<Machine> {
 
 impl Target for Machine {
     fn place(&self, service: &str) -> Place {
-        Place::Tcp(self.address(match service {
-            "smtp" => 25,
-            "submission" => 587,
-            "submissions" => 465,
-            "imap" => 143,
-            "imaps" => 993,
-            "pop3" => 110,
-            _ => 995,
-        }))
+        Place::Tcp(self.address(well_known(service).unwrap_or_else(|| panic!("no {service}"))))
     }
 
     fn ca(&self) -> PathBuf {

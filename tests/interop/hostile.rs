@@ -5,15 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::future::Future;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine as _;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::support::{HOSTNAME, PASSWORD, START_LIMIT, Stack, USER, postern, show, signal, wait_for};
+use crate::support::{
+    HOSTNAME, PASSWORD, START_LIMIT, Stack, USER, end, postern, show, wait_for, wait_within,
+};
 
 /// Longest time a test of this kind may take.
 const TEST_LIMIT: Duration = Duration::from_secs(60);
@@ -248,6 +251,30 @@ pub async fn serves(stack: &Stack) {
     assert!(answer.starts_with("235"), "{answer}");
 }
 
+/// A program that says one line, and then holds what it has until this is dropped.
+pub struct Held {
+    child: Child,
+    /// The line.
+    pub said: String,
+}
+
+impl Held {
+    pub fn start(mut command: Command) -> Held {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut said = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("output"));
+        output.read_line(&mut said).expect("a line");
+        Held { child, said: said.trim().to_owned() }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Role and pid of every process of the stack.
 pub fn processes(stack: &Stack) -> BTreeMap<String, u32> {
     let out = stack.admin(&["status", "--json"], "");
@@ -324,7 +351,7 @@ pub fn write_users(stack: &Stack, text: impl AsRef<[u8]>) {
 /// A stack whose settings were changed: its own copy of the settings with replaced lines, as `--config`.
 pub struct Tuned {
     pub stack: Stack,
-    child: Child,
+    child: Option<Child>,
 }
 
 impl Tuned {
@@ -347,44 +374,34 @@ impl Tuned {
             .stderr(log)
             .spawn()
             .expect("postern starts");
-        let mut tuned = Tuned { stack, child };
+        let mut tuned = Tuned { stack, child: Some(child) };
         tuned.wait();
         tuned
     }
 
     fn wait(&mut self) {
-        let end = Instant::now() + START_LIMIT;
         for offset in [25, 110, 143] {
-            loop {
-                use std::io::Read as _;
-                let greeting =
-                    std::net::TcpStream::connect(self.stack.address(offset)).and_then(|mut socket| {
-                        socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-                        socket.read_exact(&mut [0])
-                    });
-                if greeting.is_ok() {
-                    break;
-                }
-                let exited = self.child.try_wait().ok().flatten();
-                assert!(exited.is_none() && Instant::now() < end, "{exited:?}\n{}", self.stack.log());
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            wait_within(
+                START_LIMIT,
+                || self.stack.log(),
+                || {
+                    use std::io::Read as _;
+                    let exited = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+                    assert!(exited.is_none(), "{exited:?}\n{}", self.stack.log());
+                    let mut socket = std::net::TcpStream::connect(self.stack.address(offset)).ok()?;
+                    socket.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+                    socket.read_exact(&mut [0]).ok()
+                },
+            );
         }
     }
 }
 
 impl Drop for Tuned {
     fn drop(&mut self) {
-        signal(self.child.id(), nix::sys::signal::Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(15);
-        while Instant::now() < end {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        if let Some(child) = self.child.take() {
+            end(child);
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

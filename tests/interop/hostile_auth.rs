@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::hostile::{
-    Client, Noise, STRANGER, assert_same_processes, auth_line, base64, bounded, descriptors, log_in, memory,
-    processes, serves, start, write_users,
+    Client, Held, Noise, STRANGER, assert_same_processes, auth_line, base64, bounded, descriptors, log_in,
+    memory, processes, serves, start, write_users,
 };
 use crate::support::{
     HOSTNAME, PASSWORD, Stack, USER, have, is_root, mux_request, run, show, skip, wait_for,
@@ -194,6 +194,13 @@ fn cost_bombs_in_the_user_file_are_refused_before_computing() {
     assert_same_processes(&stack, &before);
 }
 
+/// Hundredths of a second that a process has computed.
+fn cpu_ticks(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields = text.rsplit(')').next().expect("fields behind the name").split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
+}
+
 #[test]
 fn guessing_from_one_address_starves_nobody() {
     let stack = start();
@@ -205,11 +212,13 @@ fn guessing_from_one_address_starves_nobody() {
         // anywhere: their hashes must be computed now.
         assert!(log_in(&socket, "bob", "bobs secret", "rip=192.0.2.66\t").await.starts_with("OK"));
         let mut guesser = Client::auth(&socket).await;
+        let auth = processes(&stack)["auth"];
+        let idle = cpu_ticks(auth);
         for id in 0..200 {
             guesser.send(auth_line(id + 1, USER, &format!("guess{id}"), "rip=192.0.2.66\t")).await;
         }
-        // Until the first hash of theirs is surely being computed.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The hashes of theirs are being computed.
+        wait_for("the daemon to compute", || (cpu_ticks(auth) > idle + 2).then_some(()));
         for (user, password, rip) in [
             ("bob", "bobs secret", "192.0.2.66"),
             (USER, PASSWORD, "198.51.100.1"),
@@ -316,7 +325,6 @@ fn as_stranger(script: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", &STRANGER.to_string(), "--regid", &STRANGER.to_string(), "--clear-groups"]);
     command.args(["/usr/bin/python3", "-c", script]);
-    command.stdin(Stdio::null());
     command
 }
 
@@ -333,7 +341,7 @@ fn garbage_from_other_accounts_stops_no_daemon() {
     let sockets = stack.state().join("sockets");
     let script = format!(
         r#"
-import os, socket, random, time
+import os, socket, random, sys, time
 random.seed(7)
 root = {root:?}
 names = [os.path.join(d, f) for d, _, fs in os.walk(root) for f in fs]
@@ -359,6 +367,7 @@ for name in sorted(names):
             elif kind == 4: s.sendall(b"\xff\xff" * 20000)
             elif kind == 5: s.sendall(b"VERSION\t1\t2\nCPID\t1\nUSER\t1\t../../x\nPASS\t1\tx\nLIST\t1\nREQUEST\t1\t1\t1\t" + b"0" * 32 + b"\n")
             elif kind == 6:
+                # Byte by byte, each in a read of its own: the pause is what is tried.
                 for byte in b"VERSION\t1\t":
                     s.sendall(bytes([byte])); time.sleep(0.001)
                 keep.append(s); continue
@@ -366,15 +375,16 @@ for name in sorted(names):
         except OSError:
             pass
         s.close()
-time.sleep(0.3)
-print(",".join("%s=%d" % item for item in sorted(reached.items())))
+print(",".join("%s=%d" % item for item in sorted(reached.items())), flush=True)
+sys.stdin.read()
 "#,
         root = sockets.display().to_string()
     );
-    let out = run(as_stranger(&script), "");
-    assert!(out.status.success(), "{}", show(&out));
-    let reached: BTreeMap<String, u32> = String::from_utf8_lossy(&out.stdout)
-        .trim()
+    let thrower = Held::start(as_stranger(&script));
+    // While the connections that hang are there.
+    bounded(serves(&stack));
+    let reached: BTreeMap<String, u32> = thrower
+        .said
         .split(',')
         .filter_map(|item| item.split_once('='))
         .map(|(name, count)| (name.to_owned(), count.parse().expect("a number")))
@@ -487,13 +497,15 @@ fn aborted_exchanges_leak_nothing() {
         };
         // Once around, so that pools and caches have what they keep.
         abort(&stack, 40).await;
+        // The same at six looks in a row.
         let settled = |limit: Option<&BTreeMap<String, usize>>| {
+            let (mut last, mut same) = (BTreeMap::new(), 0);
             wait_for("descriptors to settle", || {
                 let now = count(&before);
-                std::thread::sleep(Duration::from_millis(50));
-                let quiet = now == count(&before);
-                let low = limit.is_none_or(|limit| now.iter().all(|(role, n)| *n <= limit[role] + 3));
-                (quiet && low).then_some(now)
+                same = if now == last { same + 1 } else { 0 };
+                last = now;
+                let low = limit.is_none_or(|limit| last.iter().all(|(role, n)| *n <= limit[role] + 3));
+                (same >= 5 && low).then(|| last.clone())
             })
         };
         let baseline = settled(None);
@@ -613,7 +625,7 @@ fn one_account_cannot_take_all_places_on_the_auth_sockets() {
     let before = processes(&stack);
     let script = format!(
         r#"
-import socket, resource, sys, time
+import socket, resource, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 held = []
@@ -627,19 +639,15 @@ for i in range(3100):
 for s in held[:100]:
     s.sendall(b"VERSION\t1\t2\nCPID\t1\n" + b"".join(b"AUTH\t%d\tLOGIN\tservice=smtp\n" % i for i in range(1, 3000)))
 print(len(held), flush=True)
-time.sleep(20)
+sys.stdin.read()
 "#,
         path = stack.socket("auth-client").display().to_string()
     );
-    let mut child = as_stranger(&script).stdout(Stdio::piped()).spawn().expect("setpriv");
-    let mut line = String::new();
-    let mut output = std::io::BufReader::new(child.stdout.take().expect("stdout"));
-    std::io::BufRead::read_line(&mut output, &mut line).expect("a count");
-    let held: u32 = line.trim().parse().unwrap_or_else(|_| panic!("{line:?}"));
+    let holder = Held::start(as_stranger(&script));
+    let held: u32 = holder.said.parse().unwrap_or_else(|_| panic!("{:?}", holder.said));
     bounded(serves(&stack));
     let resident = memory(before["auth"]);
-    let _ = child.kill();
-    let _ = child.wait();
+    drop(holder);
     println!("{held} connections, {resident} KiB");
     assert!(held > 1_000 && held < 3_000, "{held}");
     assert!(resident < 150 * 1024, "{resident} KiB held by one account's open exchanges");

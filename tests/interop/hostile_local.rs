@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::hostile::{Client, base64, bounded, memory};
+use crate::hostile::{Client, Held, base64, bounded, memory};
 use crate::machine::{Machine, Person, QUICK, RIGHT, SOCKETS, Setup, UNIX, id_of};
 use crate::support::{descendants, have, run, show, skip};
 
@@ -56,7 +55,8 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
 
 /// An account that goes on throwing until it is dropped.
 struct Thrower {
-    child: Child,
+    /// Ends with it.
+    _program: Held,
     /// Connections taken, by socket.
     taken: BTreeMap<PathBuf, u32>,
 }
@@ -66,28 +66,17 @@ impl Thrower {
         let mut command = Command::new("setpriv");
         let id = id.to_string();
         command.args(["--reuid", &id, "--regid", &id, "--groups", groups, "/usr/bin/python3", "-c", GARBAGE]);
-        command.args(sockets).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("setpriv");
-        let mut line = String::new();
-        let mut output = BufReader::new(child.stdout.take().expect("output"));
-        output.read_line(&mut line).expect("a line");
-        let taken = line.trim().split(';').filter_map(|item| item.rsplit_once('='));
+        command.args(sockets).current_dir("/");
+        let program = Held::start(command);
+        let taken = program.said.split(';').filter_map(|item| item.rsplit_once('='));
         let taken = taken.map(|(name, count)| (name.into(), count.parse().expect("a number"))).collect();
-        Thrower { child, taken }
+        Thrower { _program: program, taken }
     }
 
     /// Names of the sockets that took connections.
     fn reached(&self) -> Vec<String> {
         let reached = self.taken.iter().filter(|(_, count)| **count > 0);
         reached.filter_map(|(path, _)| Some(path.file_name()?.to_str()?.to_owned())).collect()
-    }
-}
-
-impl Drop for Thrower {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

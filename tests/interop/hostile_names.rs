@@ -372,12 +372,27 @@ fn planted_links_lead_nobody_out_of_the_maildir() {
         crate::hostile::give(&root.join("cur/1700000003.M3P1.evil:2,S"));
         std::fs::create_dir(root.join("cur/1700000004.M4P1.evil:2,S")).expect("folder");
         crate::hostile::give(&root.join("cur/1700000004.M4P1.evil:2,S"));
+        // Where all mail is one account's, no right of the system keeps her from his: only that links are not followed.
+        let his = stack.maildir("bob").join("cur/1700000005.M5P1.his:2,S");
+        plant(&his, "Subject: his\n\nnot yours\n");
+        std::os::unix::fs::symlink(&his, root.join("cur/1700000005.M5P1.evil:2,S")).expect("link");
+        let swapped = root.join("cur/1700000006.M6P1.swapped:2,S");
+        plant(&swapped, "Subject: own\n\nmine\n");
+        plant(&root.join("cur/1700000007.M7P1.last:2,S"), "Subject: last\n\nstill there\n");
         let mut client = Client::imap(&stack, USER, PASSWORD).await;
         client.send("a SELECT INBOX\r\n").await;
         client.until("a ").await;
-        client.send("b FETCH 1:* (RFC822.SIZE BODY.PEEK[])\r\n").await;
-        let said = client.until("b ").await.join("\n");
+        // The one she owns becomes a link when it is a message already.
+        std::fs::remove_file(&swapped).expect("removed");
+        std::os::unix::fs::symlink(&his, &swapped).expect("link");
+        // One by one: what cannot be read ends a command.
+        let mut said = String::new();
+        for number in 1..=8 {
+            client.send(format!("b{number} FETCH {number} (RFC822.SIZE BODY.PEEK[])\r\n")).await;
+            said += &client.until(&format!("b{number} ")).await.join("\n");
+        }
         assert!(!said.contains("not yours"), "followed a link: {said}");
+        assert!(said.contains("still there"), "what is no link is read: {said}");
         client.send("c SELECT Bobs\r\n").await;
         client.until("c ").await;
         client.send("d NOOP\r\n").await;

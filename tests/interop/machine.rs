@@ -3,20 +3,19 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::signal::Signal;
-
+use crate::reference::self_signed;
 use crate::scenario::base64;
 use crate::support::{
-    HOSTNAME, descendants, free_port_base, have, is_root, mux_request, private_mounts, run, show, signal,
-    skip, wait_for,
+    HOSTNAME, descendants, end, free_port_base, have, is_root, mux_answer, private_mounts, run, show, skip,
+    wait_for,
 };
 
 /// Password of every user.
@@ -218,19 +217,7 @@ impl Machine {
         let folder = self.path("tls");
         fs::create_dir_all(&folder).expect("folder");
         let mut command = Command::new("openssl");
-        command.args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-        ]);
-        command.args(["2", "-subj", "/CN=localhost", "-addext", "basicConstraints=critical,CA:FALSE"]);
-        command.args(["-addext", "subjectAltName=DNS:localhost", "-keyout"]).arg(folder.join("key.pem"));
-        command.arg("-out").arg(folder.join("cert.pem"));
+        command.current_dir(&folder).args(self_signed("key.pem", "cert.pem"));
         let out = run(command, "");
         assert!(out.status.success(), "{}", show(&out));
         fs::set_permissions(folder.join("key.pem"), fs::Permissions::from_mode(0o600)).expect("mode");
@@ -358,29 +345,14 @@ impl Machine {
 
     /// `OK …`, `NO …`, or nothing for a connection that was closed without an answer.
     pub fn mux(&self, user: &str, password: &str, service: &str) -> String {
-        let mut stream = UnixStream::connect(self.socket("mux")).expect("mux");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
-        stream.write_all(&mux_request([user, password, service, ""])).expect("write");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("read");
-        String::from_utf8_lossy(answer.get(2..).unwrap_or_default()).into_owned()
+        mux_answer(&self.socket("mux"), user, password, service)
     }
-}
 
-impl Machine {
     /// Stops Postern and waits for its end.
     pub fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        signal(child.id(), Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(15);
-        while Instant::now() < end {
-            if matches!(child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if let Some(child) = self.child.take() {
+            end(child);
         }
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }
 

@@ -10,7 +10,7 @@ import sys
 
 SOCKETS, HOST, PASSWORD, PART = sys.argv[1:5]
 PIDS = [int(pid) for pid in sys.argv[5].split(",") if pid]
-ASK, ANSWER, DATA, DRAIN, STAGE, COMMIT = range(1, 7)
+ASK, ANSWER, DATA, DRAIN, STAGE, COMMIT, UNDO = range(1, 8)
 
 
 def connect(name):
@@ -160,6 +160,7 @@ def smtp():
     for name, records in [
         ("commit at once", record(COMMIT)),
         ("commit before it is whole", record(DATA, b"x\r\n") + record(COMMIT)),
+        ("undo of nothing", record(DATA, b"x\r\n") + record(UNDO)),
         ("another request", record(ASK, b"{}")),
         ("a session's word", record(DRAIN)),
         ("garbage", b"A1 SELECT INBOX\r\n" * 100),
@@ -168,11 +169,14 @@ def smtp():
         stream, said = delivery(f"bob@{HOST}")
         stream.sendall(records)
         tell(name, said.split()[0] + " " + answer(stream))
-    stream, said = delivery(f"bob@{HOST}")
-    stream.sendall(record(DATA, b"Subject: appended\r\n\r\nx\r\n") + record(STAGE))
-    said = answer(stream)
-    stream.sendall(record(COMMIT))
-    tell("appended", said + " " + answer(stream) + " " + answer(stream))
+    for name, last in [("appended", COMMIT), ("taken back", UNDO), ("and more", DATA)]:
+        stream, said = delivery(f"bob@{HOST}")
+        stream.sendall(record(DATA, b"Subject: appended\r\n\r\nx\r\n") + record(STAGE))
+        said = answer(stream)
+        stream.sendall(record(COMMIT))
+        said += " " + answer(stream)
+        stream.sendall(record(last))
+        tell(name, said + " " + answer(stream))
     files_and_processes()
 
 

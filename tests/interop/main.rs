@@ -7,12 +7,16 @@
 // A test may panic, that is how it fails; and this is one program, never a library.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
+mod account_peers;
 mod account_states;
 mod auth_commands;
 mod auth_sockets;
 mod bad_input;
+mod bench;
+mod booted;
 mod chasquid;
 mod clients;
+mod clients_more;
 mod crash;
 mod cyrus;
 mod cyrus_clients;
@@ -34,6 +38,7 @@ mod hostile_smtp;
 mod hostile_tls;
 mod imports;
 mod machine;
+mod mailbox_deliveries;
 mod mailboxes;
 mod mechanisms;
 mod nologin;

@@ -8,16 +8,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
-use crate::support::{HOSTNAME, is_root, peer, postern, run, signal, skip, wait_for};
+use crate::support::{HOSTNAME, end, is_root, peer, postern, run, skip, wait_for, wait_within};
 
 /// Account of the daemons in these tests.
 pub const RUN_AS: &str = "nobody";
-/// Longest time a daemon may take to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// The block of `docs/interop.md` below `<!-- tested: NAME -->`, with the paths of a test in place of the system's.
 pub fn documented(name: &str, replace: &[(&str, &str)]) -> String {
@@ -168,7 +164,7 @@ impl Gate {
     /// Stops it in order.
     pub fn stop(&mut self) {
         if let Some(child) = self.child.take() {
-            end(child, Signal::SIGTERM);
+            end(child);
         }
     }
 
@@ -212,20 +208,6 @@ impl Drop for Gate {
     }
 }
 
-/// Signals a child and waits for its end; kills it after a while.
-fn end(mut child: Child, how: Signal) {
-    signal(child.id(), how);
-    let limit = Instant::now() + STOP_LIMIT;
-    while Instant::now() < limit {
-        if matches!(child.try_wait(), Ok(Some(_))) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 /// A peer daemon in the foreground, stopped when dropped. Its output goes to a file: children that outlive it
 /// must not hold a pipe open.
 pub struct Foreground {
@@ -247,17 +229,14 @@ impl Foreground {
 
     /// Waits until this port of 127.0.0.1 takes connections; `log` says why not.
     pub fn wait_for_port(&mut self, port: u16, log: impl Fn() -> String) {
-        let limit = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let exited = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
-            assert!(
-                exited.is_none() && Instant::now() < limit,
-                "port {port} does not answer ({exited:?}):\n{}\n{}",
-                self.output(),
-                log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let Foreground { child, log: file } = self;
+        let output = || fs::read_to_string(&file).unwrap_or_default();
+        let told = || format!("port {port} does not answer:\n{}\n{}", output(), log());
+        wait_within(Duration::from_secs(20), told, || {
+            let exited = child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+            assert!(exited.is_none(), "ended with {exited:?}: {}", told());
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
     }
 
     pub fn output(&self) -> String {
@@ -268,7 +247,7 @@ impl Foreground {
 impl Drop for Foreground {
     fn drop(&mut self) {
         if let Some(child) = self.child.take() {
-            end(child, Signal::SIGTERM);
+            end(child);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::reference::free_port;
 use crate::scenario::base64;
 use crate::support::{HOSTNAME, have, is_root, skip, wait_for};
 
-const PACKAGES: &[&str] = &[
+pub const PACKAGES: &[&str] = &[
     "prosody",
     "prosody-modules",
     "lua5.4",
@@ -34,7 +34,7 @@ fn log(w: &Path) -> String {
 }
 
 /// Prosody with the manual's lines, plus what keeps it private.
-fn start(w: &Path, namespace: &Namespace) -> (Foreground, u16) {
+pub fn start(w: &Path, namespace: &Namespace) -> (Foreground, u16) {
     fs::create_dir_all(w.join("pr/data")).expect("data");
     let port = free_port();
     let run = w.join("run").display().to_string();
@@ -81,7 +81,7 @@ impl Xmpp {
 }
 
 /// The answer to one SASL PLAIN, and after a success the address Prosody gives the client.
-fn login(port: u16, user: &str, password: &str) -> String {
+pub fn login(port: u16, user: &str, password: &str) -> String {
     let socket = TcpStream::connect(("127.0.0.1", port)).expect("connected");
     socket.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
     let mut xmpp = Xmpp(socket);

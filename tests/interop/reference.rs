@@ -7,9 +7,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use crate::scenario::{Place, Target};
-use crate::support::{HOSTNAME, peer, run, show, signal, wait_for};
+use crate::support::{HOSTNAME, peer, poll, signal, wait_for, wait_within};
 
 /// uid and gid of Debian's account `mail`.
 const MAIL: u32 = 8;
@@ -33,64 +34,32 @@ pub fn free_port() -> u16 {
     }
 }
 
+/// Arguments of openssl that make a key and a certificate for `localhost`, signed by nobody else.
+pub fn self_signed<'a>(key: &'a str, certificate: &'a str) -> Vec<&'a str> {
+    let words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
+                 -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost";
+    words.split(' ').chain(["-keyout", key, "-out", certificate]).collect()
+}
+
 /// A CA and a certificate for `localhost`, made with openssl.
 pub fn certificates(folder: &Path) {
-    fs::create_dir_all(folder).expect("tls folder");
-    let openssl = |args: &[&str]| {
-        let mut command = peer("openssl", folder);
-        command.args(args);
-        let out = run(command, "");
-        assert!(out.status.success(), "openssl {args:?}: {}", show(&out));
-    };
-    fs::write(
-        folder.join("ext"),
-        format!("subjectAltName=DNS:localhost,DNS:{HOSTNAME},IP:127.0.0.1\nextendedKeyUsage=serverAuth\n"),
-    )
-    .expect("extensions");
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let ca = ["req", "-x509", "-days", "2", "-subj", "/CN=test CA", "-keyout", "ca.key", "-out", "ca.pem"];
-    let ca_ext = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"];
-    // OpenSSL's own configuration already names basicConstraints once.
-    openssl(&[&ca[..], &key[..], &ca_ext[2..]].concat());
-    openssl(
-        &[&["req", "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "csr.pem"][..], &key[..]].concat(),
-    );
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "csr.pem",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "ext",
-        "-out",
-        "cert.pem",
-    ]);
+    let names = format!("DNS:localhost,DNS:{HOSTNAME},IP:127.0.0.1");
+    postern_bench::certificates(folder, &names).expect("certificates");
 }
 
 fn wait_for_port(port: u16, log: impl Fn() -> String) {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(std::time::Instant::now() < end, "port {port} does not answer:\n{}", log());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let told = || format!("port {port} does not answer:\n{}", log());
+    wait_within(Duration::from_secs(20), told, || TcpStream::connect(("127.0.0.1", port)).ok());
 }
 
 /// Stops a daemon by the pid in its file and waits until it is gone.
 pub fn stop_by_pid_file(path: &Path) {
     let Some(pid) = fs::read_to_string(path).ok().and_then(|p| p.trim().parse::<u32>().ok()) else { return };
     signal(pid, nix::sys::signal::Signal::SIGTERM);
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while Path::new(&format!("/proc/{pid}")).exists() && std::time::Instant::now() < end {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+    let gone = || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+    if poll(Duration::from_secs(10), gone).is_none() {
+        signal(pid, nix::sys::signal::Signal::SIGKILL);
     }
-    signal(pid, nix::sys::signal::Signal::SIGKILL);
 }
 
 /// A private Dovecot with users alice and bob, password `pw`.

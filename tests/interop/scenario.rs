@@ -51,20 +51,27 @@ pub enum Place {
     Unix(PathBuf),
 }
 
+/// The well-known port of a TCP service, which is an offset to the port base.
+pub fn well_known(service: &str) -> Option<u16> {
+    let known = [
+        ("smtp", 25),
+        ("submission", 587),
+        ("submissions", 465),
+        ("imap", 143),
+        ("imaps", 993),
+        ("pop3", 110),
+        ("pop3s", 995),
+    ];
+    known.iter().find(|(name, _)| *name == service).map(|(_, port)| *port)
+}
+
 impl Target for Stack {
     fn place(&self, service: &str) -> Place {
-        let offset = match service {
-            "smtp" => 25,
-            "submission" => 587,
-            "submissions" => 465,
-            "imap" => 143,
-            "imaps" => 993,
-            "pop3" => 110,
-            "pop3s" => 995,
-            "mux" => return Place::Unix(self.socket("saslauthd/mux")),
-            socket => return Place::Unix(self.socket(socket)),
-        };
-        Place::Tcp(self.address(offset))
+        match (well_known(service), service) {
+            (Some(offset), _) => Place::Tcp(self.address(offset)),
+            (None, "mux") => Place::Unix(self.socket("saslauthd/mux")),
+            (None, socket) => Place::Unix(self.socket(socket)),
+        }
     }
 
     fn ca(&self) -> PathBuf {

@@ -151,7 +151,7 @@ fn every_process_is_what_the_manual_and_proc_say() {
             .iter()
             .find(|(name, _)| name == role)
             .unwrap_or_else(|| panic!("{role} is not in the manual"));
-        let [_, account, groups, kept, calls, files, _] = &row[..] else { panic!("{row:?}") };
+        let [_, account, groups, kept, calls, files, _, _] = &row[..] else { panic!("{row:?}") };
         let split = |cell: &str| -> BTreeSet<String> {
             if cell == "-" { BTreeSet::new() } else { cell.split(", ").map(str::to_owned).collect() }
         };
@@ -175,10 +175,8 @@ fn every_process_is_what_the_manual_and_proc_say() {
         );
         assert_eq!(words(&one["capabilities"]), BTreeSet::new(), "{role} is not root");
         assert_eq!(one["seccomp"], "filter", "{role}");
-        if role != "auth-worker" {
-            assert_eq!(one["profile"], calls.as_str(), "{role}");
-            assert_eq!(one["landlock"] == "full", files != "-", "{role}: {one}");
-        }
+        assert_eq!(one["profile"], calls.as_str(), "{role}");
+        assert_eq!(one["landlock"] == "full", files != "-", "{role}: {one}");
         let bounding = words(&one["bounding"]);
         assert!(bounding.is_subset(&split(kept)), "{role}: {bounding:?}");
     }
@@ -233,16 +231,26 @@ fn the_processes_of_mailboxes_and_figures_are_what_the_manual_and_proc_say() {
             row[3].split(", ").filter(|one| *one != "-").map(str::to_owned).collect();
         assert_eq!(words(&one["capabilities"]), kept, "{role}");
         assert_eq!(effective.count_ones() as usize, kept.len(), "{role}");
-        // A mailbox listens nowhere; its broker does not tell more about it than /proc.
+        // A mailbox listens nowhere.
         let listens = usize::from(role != "mailbox");
         assert_eq!(
             (one["sockets"].as_array().map(Vec::len), listening(pid)),
             (Some(listens), listens),
             "{role}"
         );
-        if role != "mailbox" {
-            assert_eq!(one["profile"], row[4].as_str(), "{role}");
-        }
+        // What a mailbox is kept from its broker tells: it restricts itself when it has found its Maildir.
+        assert_eq!(one["profile"], row[4].as_str(), "{role}");
+        assert_eq!(one["landlock"] == "full", row[5] != "-", "{role}: {one}");
+        let gigabytes =
+            row[6].strip_suffix(" GiB").and_then(|count| count.parse::<u64>().ok()).expect("a limit");
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+        let hard = |name: &str| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("a limit");
+            line.split_ascii_whitespace().nth(1).and_then(|value| value.parse::<u64>().ok())
+        };
+        assert_eq!(hard("Max data size"), Some(gigabytes << 30), "{role}");
+        assert_eq!(one["limits"]["memory"], json!(gigabytes << 30), "{role}");
+        assert_eq!((hard("Max core file size"), hard("Max locked memory")), (Some(0), Some(0)), "{role}");
     }
 }
 

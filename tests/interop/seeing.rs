@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
@@ -76,6 +76,15 @@ pub fn dovecot(w: &Path, user: &str, password: &str, extra: &str) -> String {
     hostile::bounded(hostile::log_in(w.join("state/sockets/client"), user, password, extra))
 }
 
+/// The answer to one line at the Dovecot socket.
+fn told(w: &Path, line: &str) -> String {
+    let mut socket = UnixStream::connect(w.join("state/sockets/client")).expect("socket");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+    write!(socket, "VERSION\t1\t1\nCPID\t1\n{line}").expect("request");
+    let mut lines = BufReader::new(socket).lines().map_while(Result::ok);
+    lines.find(|line| line.starts_with("FAIL") || line.starts_with("OK")).unwrap_or_default()
+}
+
 /// One login at the mux; the address is the fifth field.
 pub fn mux(w: &Path, user: &str, password: &str, address: Option<&str>) -> String {
     let request = mux_request([user, password, "sieve", ""].into_iter().chain(address));
@@ -129,6 +138,14 @@ fn attack(gate: &Gate, w: &Path, ports: &Ports) -> BTreeMap<String, usize> {
     // At the sockets.
     for (user, password, rip) in [("alice", "wrong", "192.0.2.1"), ("nobody-here", "pw1", "2001:db8::5")] {
         assert!(dovecot(w, user, password, &format!("rip={rip}\t")).starts_with("FAIL"));
+        wrong(rip);
+    }
+    // Mechanisms nobody offers, and what is none.
+    for (mechanism, rest, rip) in
+        [("NTLM", "service=smtp\t", "192.0.2.3"), ("PLAIN", "service=smtp\tresp=!\t", "192.0.2.4")]
+    {
+        let line = format!("AUTH\t1\t{mechanism}\trip={rip}\t{rest}").trim_end().to_owned() + "\n";
+        assert!(told(w, &line).starts_with("FAIL\t1"), "{line}");
         wrong(rip);
     }
     assert!(dovecot(w, "alice", "pw1", "rip=192.0.2.101\t").starts_with("OK"));

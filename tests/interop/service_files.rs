@@ -7,13 +7,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::private::scratch;
+use crate::reference::self_signed;
 use crate::support::{
     HOSTNAME, alive, descendants, have, is_root, postern, run, show, signal, skip, stdout, wait_for,
+    wait_within,
 };
 
 const UNITS: [&str; 4] = ["postern.service", "postern.socket", "postern-auth.service", "postern-auth.socket"];
@@ -199,22 +201,7 @@ fn with_the_sockets_of_the_service_manager_no_process_is_root() {
     fs::create_dir(at("state")).expect("folder");
     chown(at("state"), Some(NOBODY), Some(NOBODY)).expect("owner");
     let mut certificate = Command::new("openssl");
-    certificate.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]);
-    certificate
-        .args(["-subj", "/CN=localhost", "-keyout"])
-        .arg(at("key.pem"))
-        .arg("-out")
-        .arg(at("cert.pem"));
+    certificate.current_dir(scratch.path()).args(self_signed("key.pem", "cert.pem"));
     assert!(run(certificate, "").status.success());
     chown(at("key.pem"), Some(NOBODY), Some(NOBODY)).expect("owner");
     let path = |name: &str| at(name).display().to_string();
@@ -278,11 +265,7 @@ fn with_the_sockets_of_the_service_manager_no_process_is_root() {
     // The first connection starts the program and is served by it.
     socket.set_read_timeout(Some(Duration::from_secs(30))).expect("timeout");
     let mut client = BufReader::new(socket);
-    let end = Instant::now() + Duration::from_secs(20);
-    while !text().contains("all daemons are ready") {
-        assert!(Instant::now() < end, "{}", text());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_within(Duration::from_secs(20), text, || text().contains("all daemons are ready").then_some(()));
     until(&mut client, "DONE");
     client
         .get_mut()

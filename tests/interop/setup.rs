@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use crate::private::{account, unpacked};
+use crate::reference::self_signed;
 use crate::stock::{PASSWORD, Stock, USER};
 use crate::support::{have, run, show, stdout, wait_for};
 
@@ -33,27 +34,10 @@ fn with_postfix(main: &str) -> Option<Stock> {
     fs::create_dir(stock.file("/var/spool/postfix")).expect("queue");
     fs::create_dir(stock.file("/var/lib/postfix")).expect("data");
     chown(stock.file("/var/lib/postfix"), Some(account("postfix").0), None).expect("owner");
-    // A certificate as ssl-cert makes it.
+    // A certificate where ssl-cert puts it.
     let (key, cert) = ("/etc/ssl/private/ssl-cert-snakeoil.key", "/etc/ssl/certs/ssl-cert-snakeoil.pem");
     fs::create_dir_all(stock.file("/etc/ssl/private")).expect("folder");
-    stock.sure(
-        "openssl",
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            key,
-            "-out",
-            cert,
-        ],
-    );
+    stock.sure("openssl", &self_signed(key, cert));
     stock.sure("newaliases", &[]);
     Some(stock)
 }
@@ -269,24 +253,7 @@ fn with_exim(split: bool) -> Option<Stock> {
     fs::write(stock.file("/etc/aliases"), "postmaster: root\n").expect("aliases");
     // TLS as Debian's manual has it.
     let (key, cert) = ("/etc/exim4/exim.key", "/etc/exim4/exim.crt");
-    stock.sure(
-        "openssl",
-        &[
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            key,
-            "-out",
-            cert,
-        ],
-    );
+    stock.sure("openssl", &self_signed(key, cert));
     stock.sure("chown", &["root:Debian-exim", key, cert]);
     stock.sure("chmod", &["640", key, cert]);
     fs::write(stock.file("/etc/exim4/exim4.conf.localmacros"), "MAIN_TLS_ENABLE = yes\n").expect("macros");
@@ -299,13 +266,18 @@ fn exim_takes_logins(split: bool) {
     stock.service("exim4", &["-bd", "-q30m"]);
     let template = stock.read("/etc/exim4/exim4.conf.template");
     let said = text(&stock.postern("setup exim --apply"));
-    assert!(said.contains("Exim has read its files again"), "{said}");
+    for line in ["Exim has read its files again", "systemctl enable --now postern"] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
     stock.start_postern();
+    // It was told to; when it does is its own affair.
+    let log = || fs::read_to_string(stock.file("/var/log/exim4/mainlog")).unwrap_or_default();
+    wait_for("Exim with its new files", || (log().matches("daemon started").count() > 1).then_some(()));
     for (mechanism, password, code, reply) in
         [("PLAIN", PASSWORD, 0, "235 "), ("LOGIN", PASSWORD, 0, "235 "), ("PLAIN", "wrong", 28, "535 ")]
     {
         let (ended, said) = stock.swaks(USER, password, &["--tls", "--auth", mechanism]);
-        let log = fs::read_to_string(stock.file("/var/log/exim4/mainlog")).unwrap_or_default();
+        let log = log();
         assert!(
             ended == Some(code) && said.contains(reply),
             "{mechanism}: {ended:?}\n{said}\n{log}\n{}",

@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ pub const PASSWORD: &str = "correct horse 7";
 const PEER_LIMIT: Duration = Duration::from_secs(60);
 /// Longest time a stack may take to start or to stop.
 pub const START_LIMIT: Duration = Duration::from_secs(60);
+/// Longest time a daemon may take to stop that is of no more use.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// Says why a test did nothing; fails instead where skips are forbidden.
 pub fn skip(reason: &str) {
@@ -110,17 +113,14 @@ impl Stack {
     }
 
     fn wait_for_ports(&mut self) {
-        let end = Instant::now() + START_LIMIT;
-        for offset in OFFSETS {
-            while TcpStream::connect(self.address(offset)).is_err() {
+        let (path, addresses) = (self.log_path(), OFFSETS.map(|offset| self.address(offset)));
+        let log = || fs::read_to_string(&path).unwrap_or_default();
+        for address in addresses {
+            wait_within(START_LIMIT, log, || {
                 let exited = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
-                assert!(
-                    exited.is_none() && Instant::now() < end,
-                    "stack not up ({exited:?}):\n{}",
-                    self.log()
-                );
-                std::thread::sleep(Duration::from_millis(20));
-            }
+                assert!(exited.is_none(), "stack not up ({exited:?}):\n{}", log());
+                TcpStream::connect(address).ok()
+            });
         }
         // Ports answer as soon as they are bound; daemons are up when each has greeted.
         for offset in [25, 110, 143] {
@@ -134,20 +134,8 @@ impl Stack {
 
     /// Sends TERM and waits for an orderly exit; gives the exit code.
     pub fn stop(&mut self) -> Option<i32> {
-        let mut child = self.child.take()?;
-        signal(child.id(), nix::sys::signal::Signal::SIGTERM);
-        let end = Instant::now() + START_LIMIT;
-        loop {
-            if let Some(status) = child.try_wait().expect("wait") {
-                return status.code();
-            }
-            if Instant::now() > end {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("stack did not stop in time:\n{}", self.log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let ended = end_within(START_LIMIT, self.child.take()?);
+        ended.unwrap_or_else(|| panic!("stack did not stop in time:\n{}", self.log())).code()
     }
 
     pub fn pid(&self) -> u32 {
@@ -229,17 +217,8 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            signal(child.id(), nix::sys::signal::Signal::SIGTERM);
-            let end = Instant::now() + Duration::from_secs(15);
-            while Instant::now() < end {
-                if matches!(child.try_wait(), Ok(Some(_))) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(child) = self.child.take() {
+            end(child);
         }
     }
 }
@@ -309,16 +288,51 @@ pub fn signal(pid: u32, signal: nix::sys::signal::Signal) {
     let _ = nix::sys::signal::kill(pid, signal);
 }
 
-/// Polls until `probe` gives something; fails after half a minute.
-pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(30);
+/// Polls until `probe` gives something or the time is over. The one place that sleeps between looks.
+pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
     loop {
-        if let Some(found) = probe() {
+        let last = Instant::now() >= end;
+        let found = probe();
+        if found.is_some() || last {
             return found;
         }
-        assert!(Instant::now() < end, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Polls until `probe` gives something; fails after `limit`, saying `what`.
+pub fn wait_within<T>(limit: Duration, what: impl Fn() -> String, probe: impl FnMut() -> Option<T>) -> T {
+    poll(limit, probe).unwrap_or_else(|| panic!("{limit:?} waited in vain: {}", what()))
+}
+
+/// Polls until `probe` gives something; fails after half a minute.
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    wait_within(Duration::from_secs(30), || what.to_owned(), probe)
+}
+
+/// Waits until the last of these processes is gone; fails after `limit`, naming who outlived `whom`.
+pub fn wait_for_end(limit: Duration, whom: &str, pids: &[u32]) {
+    let left = || pids.iter().copied().filter(|pid| alive(*pid)).collect::<Vec<_>>();
+    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let told = || format!("{:?} outlived {whom}", left().iter().map(name).collect::<Vec<_>>());
+    wait_within(limit, told, || left().is_empty().then_some(()));
+}
+
+/// Sends TERM and waits for the end; a child that stays is killed after a while.
+pub fn end(child: Child) {
+    end_within(STOP_LIMIT, child);
+}
+
+/// The same; `None` if it had to be killed.
+pub fn end_within(limit: Duration, mut child: Child) -> Option<ExitStatus> {
+    signal(child.id(), nix::sys::signal::Signal::SIGTERM);
+    let ended = poll(limit, || child.try_wait().expect("wait"));
+    if ended.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    ended
 }
 
 /// A request as saslauthd's clients send it: strings with their lengths.
@@ -330,6 +344,16 @@ pub fn mux_request<F: AsRef<[u8]>>(fields: impl IntoIterator<Item = F>) -> Vec<u
         request.extend_from_slice(field);
     }
     request
+}
+
+/// saslauthd's answer: `OK …`, `NO …`, or nothing for a connection that was closed without one.
+pub fn mux_answer(path: &Path, user: &str, password: &str, service: &str) -> String {
+    let mut stream = UnixStream::connect(path).expect("mux");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+    stream.write_all(&mux_request([user, password, service, ""])).expect("write");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("read");
+    String::from_utf8_lossy(answer.get(2..).unwrap_or_default()).into_owned()
 }
 
 /// A port base whose ports are all free now. Tests run in parallel threads and draw different ones: steps of 101

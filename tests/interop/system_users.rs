@@ -4,7 +4,7 @@
 //! nothing outside sees them. Sockets lie in a scratch folder, so the test itself talks to them from outside.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 
-use crate::scenario::base64;
+use crate::machine::Login;
 use crate::support::{
-    HOSTNAME, alive, descendants, have, is_root, mux_request, peer, private_mounts, run, show, signal, skip,
-    stderr, stdout, wait_for,
+    HOSTNAME, descendants, end, have, is_root, mux_answer, peer, private_mounts, run, show, signal, skip,
+    stderr, stdout, wait_for, wait_for_end,
 };
 
 const RIGHT: &str = "summersun";
@@ -27,6 +27,8 @@ const SHA512: &str = "$6$uNrb5xmFXorQhWTt$vjW96cNajX/qCSvDZTFb3KkhqBpQaSeGmwRwJd
 /// In group `shadow`; the other one is not.
 const WORKER: &str = "test-authw";
 const STRANGER: &str = "test-stranger";
+/// Whoever depends on a process ends with it: nobody waits out a deadline or a `sleep`, which are longer.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// What a client is told of the right password.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -187,19 +189,14 @@ impl System {
 
     /// The answer to one PLAIN login, without its id.
     fn plain(&self, user: &str, password: &str, service: &str) -> String {
-        let mut client = Client::connect(&self.socket("client"));
-        client.auth(1, user, password, service, "192.0.2.1");
+        let mut client = Login::connect(&self.socket("client"));
+        client.ask(1, user, password, service, "192.0.2.1");
         client.line()
     }
 
     /// `OK …`, `NO …`, or nothing for a connection that was closed without an answer.
     fn mux(&self, user: &str, password: &str, service: &str) -> String {
-        let mut stream = UnixStream::connect(self.socket("mux")).expect("mux");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
-        stream.write_all(&mux_request([user, password, service, ""])).expect("write");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("read");
-        String::from_utf8_lossy(answer.get(2..).unwrap_or_default()).into_owned()
+        mux_answer(&self.socket("mux"), user, password, service)
     }
 
     /// Hanging modules.
@@ -213,52 +210,12 @@ impl System {
 
 impl Drop for System {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        signal(child.id(), Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(15);
-        while Instant::now() < end {
-            if matches!(child.try_wait(), Ok(Some(_))) {
-                // Nothing that modules started stays behind, however the test ended.
-                if !std::thread::panicking() {
-                    wait_for("the end of all helpers", || (self.sleepers() == 0).then_some(()));
-                }
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        let Some(child) = self.child.take() else { return };
+        end(child);
+        // Nothing that modules started stays behind, however the test ended.
+        if !std::thread::panicking() {
+            wait_for("the end of all helpers", || (self.sleepers() == 0).then_some(()));
         }
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-struct Client {
-    stream: BufReader<UnixStream>,
-}
-
-impl Client {
-    fn connect(path: &Path) -> Client {
-        let stream = UnixStream::connect(path).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
-        let mut client = Client { stream: BufReader::new(stream) };
-        while client.line() != "DONE" {}
-        client.send("VERSION\t1\t1\nCPID\t4711\n");
-        client
-    }
-
-    fn send(&mut self, text: &str) {
-        self.stream.get_mut().write_all(text.as_bytes()).expect("write");
-    }
-
-    fn auth(&mut self, id: u32, user: &str, password: &str, service: &str, rip: &str) {
-        let response = base64(format!("\0{user}\0{password}").as_bytes());
-        self.send(&format!("AUTH\t{id}\tPLAIN\tservice={service}\trip={rip}\tresp={response}\n"));
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        let read = self.stream.read_line(&mut line).expect("an answer in time");
-        assert!(read > 0, "the connection was closed");
-        line.trim_end().to_owned()
     }
 }
 
@@ -363,9 +320,9 @@ fn system_accounts_are_found_and_listed() {
 fn a_module_that_hangs_stops_nobody_else() {
     let Some(system) = System::start(WORKER, PAM) else { return };
     let began = Instant::now();
-    let mut hanging = Client::connect(&system.socket("client"));
+    let mut hanging = Login::connect(&system.socket("client"));
     for id in 1..=30 {
-        hanging.auth(id, "good", RIGHT, "slow", "192.0.2.9");
+        hanging.ask(id, "good", RIGHT, "slow", "192.0.2.9");
     }
     // All workers the service may have are busy now.
     wait_for("hanging modules", || (system.sleepers() >= 6).then_some(()));
@@ -416,9 +373,9 @@ fn guessing_does_not_starve_a_right_password() {
         assert!(system.plain("good", RIGHT, "postern").starts_with("OK\t1\t"));
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
         // All at once from one address; the owner comes from another.
-        let mut attacker = Client::connect(&system.socket("client"));
+        let mut attacker = Login::connect(&system.socket("client"));
         for id in 1..=50 {
-            attacker.auth(id, "older", &format!("guess {id}"), "postern", "198.51.100.66");
+            attacker.ask(id, "older", &format!("guess {id}"), "postern", "198.51.100.66");
         }
         let began = Instant::now();
         assert!(system.plain("older", RIGHT, "postern").starts_with("OK\t1\t"), "{}", system.log());
@@ -500,23 +457,16 @@ fn a_worker_cannot_be_started_by_hand() {
 fn workers_end_with_their_daemon_and_with_the_supervisor() {
     for victim_is_supervisor in [false, true] {
         let Some(system) = System::start(WORKER, PAM) else { return };
-        let mut hanging = Client::connect(&system.socket("client"));
-        hanging.auth(1, "good", RIGHT, "slow", "192.0.2.9");
+        let mut hanging = Login::connect(&system.socket("client"));
+        hanging.ask(1, "good", RIGHT, "slow", "192.0.2.9");
         wait_for("a hanging module", || (system.sleepers() > 0).then_some(()));
         let all = descendants(system.pid());
         let daemon = descendants(system.pid()).first().copied().expect("the auth daemon");
         // The daemon, a worker, the module's shell and its sleep.
         assert!(all.len() >= 4, "{all:?}");
         let victim = if victim_is_supervisor { system.pid() } else { daemon };
-        let began = Instant::now();
         signal(victim, Signal::SIGKILL);
-        for pid in all {
-            while alive(pid) {
-                let name = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-                assert!(began.elapsed() < Duration::from_secs(1), "{pid} outlived {victim}: {name}");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        wait_for_end(END_LIMIT, if victim_is_supervisor { "the supervisor" } else { "the daemon" }, &all);
         if !victim_is_supervisor {
             // The daemon comes back, and so do workers.
             wait_for("a login after the crash", || {

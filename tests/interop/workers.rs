@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::hostile::{Client, base64, bounded, memory};
+use crate::account_states::ask as ask_at;
+use crate::hostile::{bounded, memory};
 use crate::machine::{ANYBODY, Login, Machine, Person, QUICK, RIGHT, SOCKETS, Setup, UNIX, id_of};
-use crate::support::{alive, descendants, have, peer, run, show, signal, skip, wait_for};
+use crate::support::{descendants, have, peer, run, show, signal, skip, wait_for, wait_for_end, wait_within};
 
+/// Whoever depends on a process ends with it: nobody waits out a deadline, which is longer.
+const END_LIMIT: Duration = Duration::from_secs(2);
 const PERMIT: &str = "account required pam_permit.so\n";
 
 /// PAM services of misbehaving modules and of those that administrators add.
@@ -37,6 +40,8 @@ fn services() -> Vec<(&'static str, String)> {
             "record",
             format!("auth required {script}\n{UNIX}account required {script}\nsession required {script}\n"),
         ),
+        ("maintenance", format!("auth requisite pam_nologin.so file=SCRATCH/closed\n{UNIX}")),
+        ("hours", format!("{UNIX}account required pam_time.so conffile=SCRATCH/hours\n")),
         (
             "lock",
             "auth requisite pam_faillock.so dir=SCRATCH/tally deny=3 unlock_time=600 preauth\n\
@@ -199,14 +204,8 @@ fn workers_go_with_whoever_they_belong_to() {
         wait_for("a hanging worker", || (!machine.processes("auth-worker").is_empty()).then_some(()));
         let workers = machine.processes("auth-worker");
         let victims = machine.processes(victim);
-        let began = Instant::now();
         signal(victims[0], Signal::SIGKILL);
-        for worker in workers {
-            while alive(worker) {
-                assert!(began.elapsed() < Duration::from_secs(3), "{worker} outlived {victim}");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        wait_for_end(END_LIMIT, victim, &workers);
         drop(hanging);
         wait_for("a login after the crash", || {
             let answer = std::panic::catch_unwind(|| machine.plain("carol", RIGHT, "postern")).ok()?;
@@ -216,13 +215,7 @@ fn workers_go_with_whoever_they_belong_to() {
     // And all with the supervisor.
     let all = descendants(machine.pid());
     signal(machine.pid(), Signal::SIGKILL);
-    let began = Instant::now();
-    for pid in all {
-        while alive(pid) {
-            assert!(began.elapsed() < Duration::from_secs(2), "{pid} outlived the supervisor");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
+    wait_for_end(END_LIMIT, "the supervisor", &all);
 }
 
 #[test]
@@ -253,22 +246,10 @@ fn every_door_has_its_own_service_and_modules_learn_who_asks() {
     let answer = machine.plain("bob", RIGHT, "record");
     assert!(answer.starts_with("OK\t1\t"), "{answer}\n{}", machine.log());
     bounded(async {
-        let plain = base64(format!("\0bob\0{RIGHT}"));
-        let mut smtp = Client::tls_at(machine.address(465), machine.ca()).await;
-        smtp.expect("220").await;
-        smtp.ask("EHLO client.test").await;
-        let answer = smtp.ask(&format!("AUTH PLAIN {plain}")).await;
-        assert!(answer.starts_with("235"), "{answer}\n{}", machine.log());
-        let mut imap = Client::tls_at(machine.address(993), machine.ca()).await;
-        imap.expect("* OK").await;
-        imap.send(format!("a LOGIN bob {RIGHT}\r\n")).await;
-        let lines = imap.until("a ").await;
-        assert!(lines.last().is_some_and(|line| line.starts_with("a OK")), "{lines:?}");
-        let mut pop3 = Client::tls_at(machine.address(995), machine.ca()).await;
-        pop3.expect("+OK").await;
-        pop3.send(format!("USER bob\r\nPASS {RIGHT}\r\n")).await;
-        pop3.expect("+OK").await;
-        pop3.expect("+OK").await;
+        for (door, let_in) in [("smtp", "235"), ("imap", "a OK"), ("pop3", "+OK")] {
+            let answer = ask_at(&machine, door, "bob", RIGHT).await;
+            assert!(answer.starts_with(let_in), "{door}: {answer}\n{}", machine.log());
+        }
     });
     let seen = fs::read_to_string(machine.path("seen")).expect("seen");
     for (service, host) in
@@ -330,6 +311,37 @@ fn faillock_locks_in_a_folder_of_the_workers() {
     assert!(machine.plain("bob", RIGHT, "lock").starts_with("OK\t1\t"), "{}", machine.log());
 }
 
+#[test]
+fn maintenance_and_hours_are_modules_business() {
+    let setup = setup(&format!("[auth.cache]\nsize = \"0\"\n{PAM}show_messages = true\n"));
+    let Some(mut machine) = Machine::prepare(&setup) else { return };
+    // Bob never, everybody else always.
+    fs::write(machine.path("hours"), "*;*;bob;!Al0000-2400\n*;*;!bob;Al0000-2400\n").expect("hours");
+    if !machine.launch(&[]) {
+        return;
+    }
+    let refused = "\treason=Invalid user name or password";
+    // pam_nologin: open, closed for everybody with the words of the file, and open again at once.
+    assert!(machine.plain("bob", RIGHT, "maintenance").starts_with("OK\t1\t"), "{}", machine.log());
+    fs::write(machine.path("closed"), "the mail server is being moved\n").expect("file");
+    for password in [RIGHT, "wrong"] {
+        let answer = machine.plain("bob", password, "maintenance");
+        let right = answer.starts_with("FAIL\t1\t") && answer.contains("the mail server is being moved");
+        assert!(right && !answer.contains("temp_fail"), "{password}: {answer}\n{}", machine.log());
+    }
+    assert!(machine.plain("bob", RIGHT, "postern").starts_with("OK\t1\t"), "another service is open");
+    fs::remove_file(machine.path("closed")).expect("file");
+    assert!(machine.plain("bob", RIGHT, "maintenance").starts_with("OK\t1\t"), "{}", machine.log());
+    // pam_time: the right password is not enough, and a wrong one does not tell at which hours it would be right.
+    let answer = machine.plain("bob", RIGHT, "hours");
+    assert!(answer.contains("\tcode=user_disabled\t"), "{answer}\n{}", machine.log());
+    let answer = machine.plain("bob", "wrong", "hours");
+    assert!(answer.ends_with(refused), "{answer}");
+    assert!(machine.plain("carol", RIGHT, "hours").starts_with("OK\t1\t"), "{}", machine.log());
+    fs::write(machine.path("hours"), "*;*;*;Al0000-2400\n").expect("hours");
+    assert!(machine.plain("bob", RIGHT, "hours").starts_with("OK\t1\t"), "{}", machine.log());
+}
+
 /// Logins through the leaking module; the long form is 10,000.
 fn soak_logins() -> String {
     std::env::var("POSTERN_TEST_LOGINS").unwrap_or_else(|_| "2000".to_owned())
@@ -378,6 +390,7 @@ fn a_pool_of_eight_answers_the_right_password_during_a_storm_of_wrong_ones() {
                     let user = ["bob", "carol", "dave", "nobody-here"][number as usize % 4];
                     let address = format!("198.51.{}.{}", number % 40, number % 250 + 1);
                     client.ask(number, user, &format!("guess {number}"), "smtp", &address);
+                    // A storm of this rate, not one of as many as fit: only so is its length known.
                     let due = began + Duration::from_secs(1) * number / rate;
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
@@ -393,7 +406,6 @@ fn a_pool_of_eight_answers_the_right_password_during_a_storm_of_wrong_ones() {
                 assert!(answer.starts_with("OK\t1\t"), "{answer}\n{}", machine.log());
                 slowest = slowest.max(began.elapsed());
                 right += 1;
-                std::thread::sleep(Duration::from_millis(20));
             }
             // The deadline of the listener.
             assert!(slowest < Duration::from_secs(4), "{slowest:?}");
@@ -541,10 +553,14 @@ fn an_authentication_daemon_that_was_taken_over_gets_no_hash_and_no_more_workers
                 "",
             )
         });
-        while !attack.is_finished() {
-            assert!(machine.processes("auth-worker").len() <= 8);
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_within(
+            Duration::from_secs(60),
+            || "the end of the attack".to_owned(),
+            || {
+                assert!(machine.processes("auth-worker").len() <= 8);
+                attack.is_finished().then_some(())
+            },
+        );
         attack.join().expect("the attack")
     });
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
