@@ -37,16 +37,38 @@ pub(crate) fn named(roots: &[u32], name: &str) -> usize {
     tree(roots).iter().filter(|pid| is_it(pid)).count()
 }
 
-/// CPU seconds (user and system) of these processes and of those of their children that have ended.
-pub(crate) fn cpu_seconds(roots: &[u32]) -> f64 {
-    tree(roots).into_iter().map(|pid| ticks(pid) / TICKS).sum()
+/// CPU seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cpu {
+    /// User and system.
+    pub(crate) all: f64,
+    /// System alone.
+    pub(crate) system: f64,
+}
+
+impl Cpu {
+    /// Of these processes and of those of their children that have ended.
+    pub(crate) fn of(roots: &[u32]) -> Cpu {
+        tree(roots).into_iter().fold(Cpu::default(), |sum, pid| {
+            let [user, system, ended_user, ended_system] = ticks(pid).map(|ticks| ticks / TICKS);
+            Cpu {
+                all: sum.all + user + system + ended_user + ended_system,
+                system: sum.system + system + ended_system,
+            }
+        })
+    }
+
+    /// What came on top since then.
+    pub(crate) fn since(self, then: Cpu) -> Cpu {
+        Cpu { all: self.all - then.all, system: self.system - then.system }
+    }
 }
 
 /// utime, stime, cutime, cstime.
-fn ticks(pid: u32) -> f64 {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
-    let Some((_, rest)) = stat.rsplit_once(") ") else { return 0.0 };
-    rest.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<f64>().ok()).sum()
+fn ticks(pid: u32) -> [f64; 4] {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let mut times = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split_ascii_whitespace().skip(11);
+    [(); 4].map(|()| times.next().and_then(|ticks| ticks.parse().ok()).unwrap_or(0.0))
 }
 
 /// CPU seconds of this program.

@@ -23,6 +23,8 @@ pub(crate) struct Measure {
     pub(crate) p99: f64,
     /// CPU microseconds of the server per operation.
     pub(crate) cpu: f64,
+    /// Those of them that the kernel took.
+    pub(crate) system: f64,
     /// CPU microseconds of the load program per operation.
     pub(crate) own: f64,
     /// PSS of all its processes, in KiB.
@@ -204,6 +206,11 @@ pub(crate) fn time(micros: f64) -> String {
     }
 }
 
+/// KiB of memory with a unit. A server that is no process of its own has none to name.
+pub(crate) fn memory(kib: f64) -> String {
+    if kib > 0.0 { format!("{:.1} MiB", kib / 1024.0) } else { "-".to_owned() }
+}
+
 fn first_line(command: &mut Command) -> String {
     let Ok(out) = command.output() else { return "not there".to_owned() };
     let text =
@@ -343,14 +350,14 @@ impl Report {
                 };
                 let _ = writeln!(
                     out,
-                    "| {} | {} | {} | {} | {} | {} | {:.1} MiB | {ratio} | {} |",
+                    "| {} | {} | {} | {} | {} | {} | {} | {ratio} | {} |",
                     if at == 0 { &row.title } else { "" },
                     side.name,
                     figure(side.rate),
                     time(side.p50),
                     time(side.p99),
                     time(side.cpu),
-                    side.pss / 1024.0,
+                    memory(side.pss),
                     time(side.own),
                 );
             }

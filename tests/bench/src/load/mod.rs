@@ -6,12 +6,13 @@
 pub(crate) mod auth;
 pub(crate) mod mail;
 pub(crate) mod mux;
+pub(crate) mod unread;
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::proc;
+use crate::proc::{self, Cpu};
 
 /// What one window of measuring saw.
 #[derive(Debug, Clone, Default)]
@@ -23,7 +24,7 @@ pub(crate) struct Window {
     /// Length of the window in seconds.
     pub(crate) seconds: f64,
     /// CPU seconds of the server.
-    pub(crate) server_cpu: f64,
+    pub(crate) server_cpu: Cpu,
     /// CPU seconds of this program.
     pub(crate) own_cpu: f64,
     /// Memory of the server at the end of the window, connections still open.
@@ -48,25 +49,20 @@ pub(crate) struct Timing {
 pub(crate) struct Meter<'a> {
     server: &'a [u32],
     began: Instant,
-    server_cpu: f64,
+    server_cpu: Cpu,
     own_cpu: f64,
 }
 
 impl<'a> Meter<'a> {
     /// The window begins.
     pub(crate) fn start(server: &'a [u32]) -> Meter<'a> {
-        Meter {
-            server,
-            server_cpu: proc::cpu_seconds(server),
-            own_cpu: proc::own_cpu_seconds(),
-            began: Instant::now(),
-        }
+        Meter { server, server_cpu: Cpu::of(server), own_cpu: proc::own_cpu_seconds(), began: Instant::now() }
     }
 
     /// The window ends.
     pub(crate) fn end(self, window: &mut Window) {
         window.seconds = self.began.elapsed().as_secs_f64();
-        window.server_cpu = proc::cpu_seconds(self.server) - self.server_cpu;
+        window.server_cpu = Cpu::of(self.server).since(self.server_cpu);
         window.own_cpu = proc::own_cpu_seconds() - self.own_cpu;
         window.pss_kib = proc::pss_kib(self.server);
     }

@@ -4,9 +4,8 @@
 //! Never: take anything but OK for an answer.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -56,37 +55,4 @@ pub(crate) fn run(
         ask(socket, requests.get(number % requests.len().max(1)).context("no requests")?)
     };
     Crowd { threads, timing, server }.run(|_| Ok(()), ask_one, None)
-}
-
-/// One thread that says OK to everybody without looking: how fast a server of one thread can be at all.
-pub(crate) struct Unread {
-    socket: PathBuf,
-    thread: Option<JoinHandle<std::io::Result<()>>>,
-}
-
-impl Unread {
-    pub(crate) fn start(socket: PathBuf) -> anyhow::Result<Unread> {
-        let listener = UnixListener::bind(&socket)?;
-        let thread = std::thread::spawn(move || {
-            let mut request = [0; 1024];
-            loop {
-                let (mut stream, _) = listener.accept()?;
-                if stream.read(&mut request)? == 0 {
-                    return Ok(());
-                }
-                stream.write_all(b"\0\x02OK")?;
-            }
-        });
-        Ok(Unread { socket, thread: Some(thread) })
-    }
-}
-
-impl Drop for Unread {
-    fn drop(&mut self) {
-        // Who asks nothing ends it.
-        drop(UnixStream::connect(&self.socket));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

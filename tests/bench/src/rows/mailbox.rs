@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use super::{Bench, DOVECOT, OURS, Run};
 use crate::load::mail::{self, Client, Protocol};
 use crate::load::{Crowd, Timing, Window, note};
-use crate::proc;
+use crate::proc::{self, Cpu};
 use crate::report::{Idle, Row, time};
 use crate::servers::mail::{Best, Mail, MailServer, dovecot_and_postfix, postern_stack};
 use crate::servers::patiently;
@@ -401,11 +401,13 @@ fn one_by_one(
     // One would be an accident.
     while window.operations < 2 || window.seconds < timing.window.as_secs_f64() {
         ready()?;
-        let (server_cpu, own_cpu) = (proc::cpu_seconds(server), proc::own_cpu_seconds());
+        let (server_cpu, own_cpu) = (Cpu::of(server), proc::own_cpu_seconds());
         let began = Instant::now();
         operation()?;
         let took = began.elapsed();
-        window.server_cpu += proc::cpu_seconds(server) - server_cpu;
+        let cpu = Cpu::of(server).since(server_cpu);
+        window.server_cpu.all += cpu.all;
+        window.server_cpu.system += cpu.system;
         window.own_cpu += proc::own_cpu_seconds() - own_cpu;
         window.seconds += took.as_secs_f64();
         window.operations += 1;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::load::{Timing, Window};
-use crate::report::{Growth, Measure, Report, Row, Settings, Target, figure, time};
+use crate::report::{Growth, Measure, Report, Row, Settings, Target, figure, memory, time};
 use crate::servers::Server;
 use crate::stats::{exponent, median, percentile};
 use crate::svg::{Chart, Series};
@@ -77,17 +77,30 @@ impl Bench {
         let row = Row { title: title.to_owned(), sides: seen.iter().map(|rounds| middle(rounds)).collect() };
         for side in &row.sides {
             println!(
-                "{title:<58} {:<22} {:>9}/s  p50 {:>8}  p99 {:>8}  CPU {:>8}  {:>6.1} MiB",
+                "{title:<58} {:<22} {:>9}/s  p50 {:>8}  p99 {:>8}  CPU {:>8}  {:>10}",
                 side.name,
                 figure(side.rate),
                 time(side.p50),
                 time(side.p99),
                 time(side.cpu),
-                side.pss / 1024.0
+                memory(side.pss)
             );
         }
         self.report.rows.push(row.clone());
         Ok(row)
+    }
+
+    /// Measures a thread that says OK without looking under the load of a row; what that says of the row, in words.
+    fn at_most(&mut self, title: &str, seconds: f64, run: Run<'_>, row: &Row) -> anyhow::Result<String> {
+        let most = self.alternate(title, seconds, &[("says OK unread", run)])?;
+        Ok(match (most.ours(), row.sides.get(1)) {
+            (Some(most), Some(peer)) => format!(
+                "; a thread that reads and says OK without looking makes {} per second here, {:.2} × the peer's rate",
+                figure(most.rate),
+                most.rate / peer.rate
+            ),
+            _ => String::new(),
+        })
     }
 
     fn target(&mut self, wanted: String, measured: String, reached: bool, bound: String) {
@@ -163,13 +176,14 @@ fn measure(name: &str, mut window: Window) -> Measure {
     // Nothing finished, or in less than a tick: there is no cost to name.
     let each =
         |seconds: f64| if operations > 0.0 && seconds > 0.0 { seconds * 1e6 / operations } else { f64::NAN };
-    let (cpu, own) = (each(window.server_cpu), each(window.own_cpu));
+    let (cpu, own) = (each(window.server_cpu.all), each(window.own_cpu));
     Measure {
         name: name.to_owned(),
         rate: operations / window.seconds,
         p50: micros(percentile(&mut window.times, 0.5)),
         p99: micros(percentile(&mut window.times, 0.99)),
         cpu,
+        system: each(window.server_cpu.system),
         own,
         pss: window.pss_kib,
     }
@@ -183,6 +197,7 @@ fn middle(rounds: &[Measure]) -> Measure {
         p50: of(|m| m.p50),
         p99: of(|m| m.p99),
         cpu: of(|m| m.cpu),
+        system: of(|m| m.system),
         own: of(|m| m.own),
         pss: of(|m| m.pss),
     }
@@ -195,8 +210,9 @@ fn bound(row: &Row) -> String {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
     let busy = ours.rate * (ours.cpu + ours.own) / 1e6;
     format!(
-        "an operation took {} of CPU on our side and {} in the load program; together they used {busy:.2} of {cpus} CPUs",
+        "an operation took {} of CPU on our side, {} of them in the kernel, and {} in the load program; together they used {busy:.2} of {cpus} CPUs",
         time(ours.cpu),
+        time(ours.system),
         time(ours.own)
     )
 }

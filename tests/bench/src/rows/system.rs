@@ -5,8 +5,9 @@
 
 use super::{Bench, OURS, Run, bound};
 use crate::load::mux;
+use crate::load::unread::Unread;
 use crate::proc;
-use crate::report::{Footprint, Row, figure, time};
+use crate::report::{Footprint, time};
 use crate::rows::auth::options;
 use crate::servers::auth::{AuthServer, dovecot_auth, postern_auth, private_etc, saslauthd};
 use crate::servers::mail::{Best, Mail, dovecot_and_postfix, postern_stack};
@@ -45,35 +46,15 @@ impl Bench {
             let row = self.alternate(&title_of_row, seconds, &sides)?;
             let mut why = bound(&row);
             if name == "cached" {
-                why.push_str(&self.least_of_a_request(&work, &requests, seconds, &row)?);
+                let socket = work.join("unread");
+                let unread = Unread::mux(socket.clone())?;
+                let run: Run<'_> = Box::new(|timing| mux::run(&socket, &requests, 4, timing, &[]));
+                why.push_str(&self.at_most("saslauthd: no check, 4 in flight", seconds, run, &row)?);
+                drop(unread);
             }
             self.rate_target_because(&row, factor, why);
         }
         Ok(())
-    }
-
-    /// What the system calls of a request allow, whatever a server does in between.
-    fn least_of_a_request(
-        &mut self,
-        work: &std::path::Path,
-        requests: &[Vec<u8>],
-        seconds: f64,
-        row: &Row,
-    ) -> anyhow::Result<String> {
-        let socket = work.join("unread");
-        let unread = mux::Unread::start(socket.clone())?;
-        let run: Run<'_> = Box::new(|timing| mux::run(&socket, requests, 4, timing, &[]));
-        let title = "saslauthd: a thread that says OK and looks at nothing, 4 in flight";
-        let least = self.alternate(title, seconds, &[("none", run)])?;
-        drop(unread);
-        Ok(match (least.ours(), row.sides.get(1)) {
-            (Some(least), Some(peer)) => format!(
-                "; a thread that accepts, reads, says OK without looking and closes makes {} per second here, {:.2} × the peer's rate",
-                figure(least.rate),
-                least.rate / peer.rate
-            ),
-            _ => String::new(),
-        })
     }
 
     /// Start-up time and memory without connections.
