@@ -15,7 +15,7 @@ use creds::{Key, KeyKind, Scheme, Secret, Stored};
 use crate::config::{Compiled, Passdb, PassdbDriver};
 use crate::engine::Engine;
 use crate::request::Request;
-use crate::template::Template;
+use crate::template::{self, Template};
 use crate::{guards, username, worker};
 
 /// What the chain is asked.
@@ -568,30 +568,36 @@ pub(crate) fn local_name(request: &Request) -> String {
 /// Applies default fields, the driver's and override fields.
 fn apply(passdb: &Passdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), String> {
     for (name, template) in &passdb.defaults {
-        let value = field_value(request, name, template)?;
-        set_field(request, name, Some(&value));
+        if let Some(value) = field_value(request, name, template)? {
+            set_field(request, name, Some(&value));
+        }
     }
     for (name, value) in fields {
         let value = match value {
             Some(text) if text.contains('%') => {
                 let template = Template::parse(text).map_err(|error| format!("field `{name}`: {error}"))?;
-                Some(field_value(request, name, &template)?)
+                let Some(value) = field_value(request, name, &template)? else { continue };
+                Some(value)
             }
             other => other.clone(),
         };
         set_field(request, name, value.as_deref());
     }
     for (name, template) in &passdb.overrides {
-        let value = field_value(request, name, template)?;
-        set_field(request, name, Some(&value));
+        if let Some(value) = field_value(request, name, template)? {
+            set_field(request, name, Some(&value));
+        }
     }
     Ok(())
 }
 
-fn field_value(request: &Request, name: &str, template: &Template) -> Result<String, String> {
-    match name.strip_prefix("userdb_") {
-        Some(own) => template.field(own, request).map_err(|error| format!("field `{name}`: {error}")),
-        None => Ok(template.expand(request)),
+/// `None`: it needs a home, which only the userdb knows. The userdb makes its own of the same field.
+fn field_value(request: &Request, name: &str, template: &Template) -> Result<Option<String>, String> {
+    let Some(own) = name.strip_prefix("userdb_") else { return Ok(Some(template.expand(request))) };
+    match template.field(own, request) {
+        Ok(value) => Ok(Some(value)),
+        Err(template::Error::NoHome) => Ok(None),
+        Err(error) => Err(format!("field `{name}`: {error}")),
     }
 }
 

@@ -57,6 +57,9 @@ pub enum Error {
     /// A value cannot be part of a path.
     #[error("a value cannot be part of a path")]
     NotAPath,
+    /// The home is not known where a path is to be made of it.
+    #[error("the home is not known yet: name it in the same entry")]
+    NoHome,
 }
 
 /// Where values come from.
@@ -168,40 +171,73 @@ impl Template {
     }
 
     /// Expands the template for a field of the user database. `home` and `mail`, also where `userdb_import` sets
-    /// them, are paths.
+    /// them, are paths: what a client tells, its name first of all, is one component there, or nothing.
     pub(crate) fn field(&self, name: &str, values: &dyn Values) -> Result<String, Error> {
-        if is_place(name) {
-            return self.path(values);
-        }
-        let value = self.expand(values);
         let places = |item: &str| is_place(item.split_once('=').map_or(item, |(name, _)| name));
-        if name == "userdb_import" && value.split('\t').any(places) { self.path(values) } else { Ok(value) }
+        if !(is_place(name) || name == "userdb_import" && self.expand(values).split('\t').any(places)) {
+            return Ok(self.expand(values));
+        }
+        self.checked(values, |origin, value| match origin {
+            // Without a home the text behind it would be a place that all users share.
+            Origin::Home if value.is_empty() => Err(Error::NoHome),
+            Origin::Home | Origin::Field => Ok(()),
+            Origin::Client if value.is_empty() || is_component(value) => Ok(()),
+            Origin::Client => Err(Error::NotAPath),
+        })
     }
 
     /// Expands the template for use as a path: a value other than the home, which was made or written as a path,
     /// must be one plain component.
     pub(crate) fn path(&self, values: &dyn Values) -> Result<String, Error> {
+        self.checked(values, |origin, value| match origin {
+            Origin::Home if value.is_empty() => Err(Error::NoHome),
+            Origin::Home => Ok(()),
+            Origin::Field | Origin::Client if is_component(value) => Ok(()),
+            Origin::Field | Origin::Client => Err(Error::NotAPath),
+        })
+    }
+
+    fn checked(
+        &self,
+        values: &dyn Values,
+        check: impl Fn(Origin, &str) -> Result<(), Error>,
+    ) -> Result<String, Error> {
         let mut out = String::new();
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Variable(variable, filters) => {
                     let value = value_of(variable, filters, values);
-                    let home = match variable {
-                        Variable::Named(name) => *name == "home",
-                        Variable::Userdb(name, _) => name == "home",
-                        Variable::Passdb(..) => false,
-                    };
-                    // Without a home the text behind it would be a place that all users share.
-                    let trusted = home && !value.is_empty() && !value.contains('\0');
-                    if !(trusted || is_component(&value)) {
+                    if value.contains('\0') {
                         return Err(Error::NotAPath);
                     }
+                    check(Origin::of(variable), &value)?;
                     out.push_str(&value);
                 }
             }
         }
         Ok(out)
+    }
+}
+
+/// Whose word a value is.
+enum Origin {
+    /// The home, found or written as a path.
+    Home,
+    /// An administrator's field.
+    Field,
+    /// The client's: its name, its address.
+    Client,
+}
+
+impl Origin {
+    fn of(variable: &Variable) -> Origin {
+        match variable {
+            Variable::Named(name) if *name == "home" => Origin::Home,
+            Variable::Userdb(name, _) if name == "home" => Origin::Home,
+            Variable::Userdb(..) | Variable::Passdb(..) => Origin::Field,
+            Variable::Named(_) => Origin::Client,
+        }
     }
 }
 
@@ -514,5 +550,11 @@ mod tests {
             assert!(template.field(name, &values("bob")).is_ok(), "{name}");
             assert_eq!(template.field(name, &values("../x")).is_err(), is_path, "{name} {text}");
         }
+        // As with Dovecot: no domain is no component.
+        let template = Template::parse("/srv/%d/%n").unwrap();
+        assert_eq!(template.field("home", &values("bob")).unwrap(), "/srv//bob");
+        let template = Template::parse("maildir:%h/Maildir").unwrap();
+        let homeless = template.field("mail", &values("bob"));
+        assert!(homeless == Err(Error::NoHome) || homeless.is_ok_and(|mail| !mail.contains(":/Maildir")));
     }
 }

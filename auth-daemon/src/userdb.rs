@@ -14,7 +14,7 @@ use crate::config::{Compiled, Listener, Userdb, UserdbDriver};
 use crate::engine::Engine;
 use crate::ids::Id;
 use crate::request::Request;
-use crate::template::Template;
+use crate::template::{self, Template};
 use crate::username;
 
 /// What the user databases said.
@@ -195,6 +195,15 @@ enum Unfit {
     Entry(String),
 }
 
+impl Unfit {
+    fn field(name: &str, why: &template::Error) -> Unfit {
+        match why {
+            template::Error::NotAPath => Unfit::Name,
+            _ => Unfit::Entry(format!("field `{name}`: {why}")),
+        }
+    }
+}
+
 fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<String>)]) -> Result<(), Unfit> {
     let mut unset = Vec::new();
     for (name, template) in &userdb.defaults {
@@ -204,8 +213,8 @@ fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<Strin
         }
         match template.field(name, request) {
             Ok(value) => request.userdb.set_default(name, Some(&value)),
-            // The entry may say better.
-            Err(_) => unset.push(name),
+            // The entry may say better, or where the home is.
+            Err(_) => unset.push((name, template)),
         }
     }
     for (name, value) in fields {
@@ -213,14 +222,14 @@ fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<Strin
             Some(text) if text.contains('%') => {
                 let template = Template::parse(text)
                     .map_err(|error| Unfit::Entry(format!("field `{name}`: {error}")))?;
-                Some(template.field(name, request).map_err(|_| Unfit::Name)?)
+                Some(template.field(name, request).map_err(|why| Unfit::field(name, &why))?)
             }
             other => other.clone(),
         };
         request.userdb.apply(name, value.as_deref());
     }
     for (name, template) in &userdb.overrides {
-        let value = template.field(name, request).map_err(|_| Unfit::Name)?;
+        let value = template.field(name, request).map_err(|why| Unfit::field(name, &why))?;
         request.userdb.apply(name, Some(&value));
     }
     if let Some(list) = request.userdb.take("userdb_import").flatten() {
@@ -231,7 +240,13 @@ fn apply(userdb: &Userdb, request: &mut Request, fields: &[(String, Option<Strin
             }
         }
     }
-    if unset.into_iter().all(|name| request.userdb.has(name)) { Ok(()) } else { Err(Unfit::Name) }
+    for (name, template) in unset {
+        if !request.userdb.has(name) {
+            let value = template.field(name, request).map_err(|why| Unfit::field(name, &why))?;
+            request.userdb.set_default(name, Some(&value));
+        }
+    }
+    Ok(())
 }
 
 /// Renames, resolves ids, and adds home and mail.

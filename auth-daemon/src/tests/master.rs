@@ -265,3 +265,24 @@ async fn no_name_leads_out_of_its_folder_by_a_passdb() {
         assert!(answer.starts_with("FAIL|1|") && answer.contains("code=temp_fail"), "{answer}");
     }
 }
+
+/// One file for both, with a mail that stands below the home of the entry: the passdb need not know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_made_of_the_home_is_the_userdbs() {
+    use conf::{Userdb, UserdbDriver};
+    let harness = Harness::with(|slice| {
+        let path = slice.state_dir.join("users");
+        std::fs::write(&path, "bob:{PLAIN}pw:5:5::/home/bob::userdb_mail=maildir:%h/mail\n").unwrap();
+        let path = path.to_string_lossy().into_owned();
+        let driver = UserdbDriver::PasswdFile { path, username_format: None };
+        let mut userdb = Userdb { name: "u".to_owned(), driver, ..Userdb::default() };
+        userdb.rules.default_fields = vec![("quota_rule".to_owned(), "*:storage=1G".to_owned())];
+        slice.auth.userdb = vec![userdb];
+    })
+    .await;
+    assert!(harness.plain("bob", "pw", "").await.starts_with("OK|1|user=bob"));
+    let mut client = harness.master("userdb").await;
+    client.send("USER|1|bob|service=smtp\n").await;
+    let line = client.line().await;
+    assert!(line.contains("|home=/home/bob|") && line.contains("mail=maildir:/home/bob/mail"), "{line}");
+}
