@@ -124,6 +124,10 @@ impl Settings {
         }
         let base = self.state_dir.clone();
         below(&base, &mut self.mail.home);
+        // `~/…` and `maildir:…` name their place themselves.
+        if !self.mail.location.starts_with('~') && !self.mail.location.contains(':') {
+            below(&base, &mut self.mail.location);
+        }
         let mut names: Vec<String> = Vec::new();
         for passdb in &mut self.auth.passdb {
             if let PassdbDriver::PasswdFile { path, .. } = &mut passdb.driver {
@@ -198,7 +202,23 @@ fn full_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::full_name;
+    use super::{Settings, full_name};
+
+    #[test]
+    fn mail_lies_below_the_state_folder_unless_it_says_where() {
+        for (location, expected) in [
+            ("mail/%{username}", "/srv/postern/mail/%{username}"),
+            ("/mail/%{username}", "/mail/%{username}"),
+            ("%{home}/Maildir", "%{home}/Maildir"),
+            ("~/Mail", "~/Mail"),
+            ("maildir:~/Mail", "maildir:~/Mail"),
+        ] {
+            let mut settings = Settings { state_dir: "/srv/postern".into(), ..Settings::default() };
+            location.clone_into(&mut settings.mail.location);
+            settings.resolve();
+            assert_eq!(settings.mail.location, expected);
+        }
+    }
 
     #[test]
     fn machine_names_that_work_in_certificates() {

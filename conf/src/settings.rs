@@ -281,8 +281,8 @@ tables! {
         last_valid_uid: u32 => Count = 0;
         /// How long the process of a mailbox stays when nobody uses it (mailboxes of system users).
         mailbox_idle: Duration => Time = Duration::from_secs(60);
-        /// Most processes of mailboxes at a time (mailboxes of system users). Sessions can use all but an eighth of them, and so
-        /// can deliveries: neither takes the last places of the other.
+        /// Most processes of mailboxes at a time (mailboxes of system users). From 8 on sessions can use all but an
+        /// eighth of them, and so can deliveries: neither takes the last places of the other.
         mailbox_processes: u32 => CountIn<1, 1_000_000> = 1000;
         /// Most IMAP and POP3 sessions of one user at a time (mailboxes of system users).
         mailbox_sessions: u32 => CountIn<1, 1_000_000> = 50;

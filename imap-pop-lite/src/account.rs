@@ -71,6 +71,7 @@ impl Places {
         let place = match place.split_once(':') {
             // `maildir:~/Maildir:INDEX=…`: what follows a colon is Dovecot's business.
             Some(("maildir", path)) => path.split(':').next().unwrap_or_default(),
+            Some((path, _)) if path.starts_with('~') => path,
             Some((kind, _)) if !kind.contains('/') => return Err(Error::Kind(kind.to_owned())),
             _ => &place,
         };

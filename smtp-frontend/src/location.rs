@@ -19,13 +19,14 @@ pub(crate) fn maildir_root(mail: Option<&str>, home: Option<&Path>) -> Option<Pa
         Some(mail) => {
             let path = match mail.split_once(':') {
                 Some(("maildir", rest)) => rest.split(':').next().unwrap_or_default(),
+                Some((path, _)) if path.starts_with('~') => path,
                 // Another kind of store, such as `mbox:`.
                 Some((kind, _)) if !kind.contains('/') => return None,
                 _ => mail,
             };
             match path.strip_prefix('~') {
                 Some("") => home?.to_owned(),
-                Some(below) => home?.join(below.strip_prefix('/')?),
+                Some(below) => home?.join(below.strip_prefix('/')?.trim_start_matches('/')),
                 None => PathBuf::from(path),
             }
         }
@@ -47,6 +48,8 @@ mod tests {
             (Some("/x/y"), None, Some("/x/y")),
             (Some("maildir:/x/y"), None, Some("/x/y")),
             (Some("maildir:~/Mail:LAYOUT=fs"), home, Some("/m/bob/Mail")),
+            (Some("~/Mail:INDEX=/x"), home, Some("/m/bob/Mail")),
+            (Some("~//Mail"), home, Some("/m/bob/Mail")),
             (Some("~"), home, Some("/m/bob")),
             (Some("/a:b"), None, Some("/a:b")),
             (Some("mbox:~/mail"), home, None),

@@ -367,8 +367,8 @@ impl Staged {
         })
     }
 
-    /// Moves the message into `new` (or `cur`) and makes the directory durable. After `Ok` the message is safe;
-    /// after an error it is gone.
+    /// Moves the message into `new` (or `cur`) and makes the directory durable. After `Ok` the message is safe; after an
+    /// error it is gone, unless another program was quicker to pick it up.
     pub fn commit(mut self) -> Result<Placed, Error> {
         let keywords = self.named_keywords()?;
         let placed = self.place(keywords)?;
@@ -378,7 +378,9 @@ impl Staged {
                 Ok(placed)
             }
             Err(error) => {
-                placed.undo();
+                if !placed.undo() {
+                    placed.count();
+                }
                 Err(error)
             }
         }
