@@ -554,7 +554,6 @@ mod tests {
         let template = Template::parse("/srv/%d/%n").unwrap();
         assert_eq!(template.field("home", &values("bob")).unwrap(), "/srv//bob");
         let template = Template::parse("maildir:%h/Maildir").unwrap();
-        let homeless = template.field("mail", &values("bob"));
-        assert!(homeless == Err(Error::NoHome) || homeless.is_ok_and(|mail| !mail.contains(":/Maildir")));
+        assert_eq!(template.field("mail", &values("bob")), Err(Error::NoHome));
     }
 }

@@ -38,12 +38,12 @@ fn log(w: &Path) -> String {
     fs::read_to_string(w.join("dv.log")).unwrap_or_default()
 }
 
-/// The gate as the manual has it, with sockets below `run`.
-fn gate(w: &Path) -> Gate {
+/// The gate as the manual has it, with sockets below `run`, and further lines for `[auth]`.
+fn gate(w: &Path, auth: &str) -> Gate {
     folder(&w.join("mail"), "mail", 0o755);
     let (run, mail) = (w.join("run").display().to_string(), w.join("mail").display().to_string());
     let config = documented_gate("dovecot.toml", w, &[("/run/postern", &run), ("/var/mail", &mail)]);
-    Gate::start(w, &quick(&config), USERS)
+    Gate::start(w, &quick(&config).replacen("[auth]\n", &format!("[auth]\n{auth}"), 1), USERS)
 }
 
 /// One login and a LIST by curl; what is said goes to standard error.
@@ -68,7 +68,7 @@ fn dovecot_logs_users_in_with_our_daemon_as_its_auth_process() {
     }
     let scratch = scratch();
     let w = scratch.path();
-    let mut gate = gate(w);
+    let mut gate = gate(w, "");
     let run_folder = w.join("run").display().to_string();
     let (_dovecot, ports) = start(w, &documented("dovecot.conf", &[("/run/postern", &run_folder)]));
     let imaps = format!("imaps://localhost:{}/", ports[1]);
@@ -153,11 +153,8 @@ fn dovecots_pop3_logs_users_in_with_apop() {
     }
     let scratch = scratch();
     let w = scratch.path();
-    folder(&w.join("mail"), "mail", 0o755);
-    let (run, mail) = (w.join("run").display().to_string(), w.join("mail").display().to_string());
-    let config = documented_gate("dovecot.toml", w, &[("/run/postern", &run), ("/var/mail", &mail)]);
-    let config = quick(&config).replacen("[auth]\n", "[auth]\nmechanisms = [\"PLAIN\", \"APOP\"]\n", 1);
-    let _gate = Gate::start(w, &config, USERS);
+    let _gate = gate(w, "mechanisms = [\"PLAIN\", \"APOP\"]\n");
+    let run = w.join("run").display().to_string();
     let (_dovecot, ports) = start(w, &documented("dovecot.conf", &[("/run/postern", &run)]));
     let pop3 = format!("pop3://localhost:{}/", ports[2]);
     for (user, password, code) in [
@@ -182,7 +179,7 @@ fn dovecot_follows_links_to_our_sockets() {
     }
     let scratch = scratch();
     let w = scratch.path();
-    let _gate = gate(w);
+    let _gate = gate(w, "");
     let stock = "service imap-login {\n chroot =\n}\nnamespace inbox {\n inbox = yes\n location = maildir:~/Maildir\n}\n\
                  passdb {\n driver = static\n}\nuserdb {\n driver = static\n}\nfirst_valid_uid = 8\n";
     let (_dovecot, ports) = start(w, stock);
